@@ -1,0 +1,5 @@
+"""``python -m cutlayer``: the same as the ``cutlayer`` command."""
+
+from cutlayer.cli.app import main
+
+main()

@@ -1,0 +1,50 @@
+"""`cutlayer`: the verbs, and the one place where errors become messages and exit codes.
+
+Exit codes: 0 done, 1 the operation failed, 2 a wrong value or an insecure request, 130 cancelled.
+Verb modules are imported when used, which keeps ``cutlayer --help`` fast.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+from cyclopts import App
+
+import cutlayer
+from cutlayer.errors import CutlayerError
+
+VERBS: Final[dict[str, tuple[str, str]]] = {
+    "pull": ("cutlayer.cli.pull:pull", "Fetch a model into this machine's cache and convert it once."),
+    "models": ("cutlayer.cli.models:models", "List the models on this machine."),
+    "plan": ("cutlayer.cli.plan:plan", "What each cut of a model costs in memory, bytes and tokens per second."),
+    "keys": ("cutlayer.cli.keys:app", "Create and inspect the certificates of client and server."),
+    "serve": ("cutlayer.cli.serve:serve", "Run the middle layers of a model (the untrusted side)."),
+    "generate": ("cutlayer.cli.generate:generate", "Answer one prompt through a server."),
+    "chat": ("cutlayer.cli.chat:chat", "Talk through a server, turn by turn."),
+    "doctor": ("cutlayer.cli.doctor:doctor", "Check on your own run what crossed the network."),
+    "bench": ("cutlayer.cli.bench:bench", "Run a benchmark of this checkout and write its record."),
+    "demo": ("cutlayer.cli.demo:demo", "Server, client and a question over TLS on this machine."),
+}
+
+app = App(
+    name="cutlayer",
+    help="Run a language model split between this machine and a server you do not trust.",
+    version=cutlayer.__version__,
+)
+for _name, (_target, _help) in VERBS.items():
+    app.command(_target, name=_name, help=_help)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        result = app(result_action="return_value")
+    except CutlayerError as error:
+        print(f"cutlayer: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    sys.exit(result if isinstance(result, int) else 0)
