@@ -50,11 +50,22 @@ def read_config(directory: Path) -> PreTrainedConfig:
         UnsupportedModelError: the model cannot be cut.
     """
     if not (directory / "config.json").is_file():
-        raise ModelNotFoundError(f"{directory} holds no config.json; a model directory has config.json and *.safetensors")
+        raise ModelNotFoundError(
+            f"{directory} holds no config.json; a model directory has config.json and *.safetensors"
+        )
+    return read_config_file(directory / "config.json")
+
+
+def read_config_file(file: Path) -> PreTrainedConfig:
+    """Read and check a file with the content of a ``config.json``, whatever its name.
+
+    Raises:
+        UnsupportedModelError: it is no model configuration, or the model cannot be cut.
+    """
     try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(file, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UnsupportedModelError(f"cannot read {directory / 'config.json'}: {error}") from error
+        raise UnsupportedModelError(f"cannot read {file}: {error}") from error
     check(config)
     return config
 
@@ -67,9 +78,15 @@ def check(config: PreTrainedConfig) -> None:
     """
     kind = config.model_type
     for holds, reason in (
-        (getattr(config, "is_encoder_decoder", False), "it is an encoder-decoder; only decoder-only models have one cut"),
+        (
+            getattr(config, "is_encoder_decoder", False),
+            "it is an encoder-decoder; only decoder-only models have one cut",
+        ),
         (hasattr(config, "vision_config"), "it is multimodal; extract its text model first"),
-        (getattr(config, "num_kv_shared_layers", 0), "its layers share keys and values, which would have to cross the cut"),
+        (
+            getattr(config, "num_kv_shared_layers", 0),
+            "its layers share keys and values, which would have to cross the cut",
+        ),
         (getattr(config, "quantization_config", None), "its checkpoint is quantised; use the unquantised one"),
         (
             not set(getattr(config, "layer_types", None) or ()) <= _LAYOUTS,

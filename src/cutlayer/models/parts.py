@@ -193,7 +193,7 @@ def _renumber(base: PreTrainedModel, config: PreTrainedConfig, span: range) -> N
     for index, layer in enumerate(base.layers):
         for module in layer.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = index  # type: ignore[assignment]
+                module.layer_idx = index
 
 
 def _frozen(shell: PreTrainedModel) -> PreTrainedModel:

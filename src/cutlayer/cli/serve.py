@@ -1,0 +1,113 @@
+"""`cutlayer serve`: the untrusted side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from cutlayer.errors import InputError
+from cutlayer.types import DEFAULT_CUT, check_dtype
+
+
+def serve(
+    model: str,
+    /,
+    *,
+    cut: Annotated[str, Parameter(allow_leading_hyphen=True)] = DEFAULT_CUT,
+    listen: str = "127.0.0.1:8410",
+    dtype: str = "float32",
+    device: str = "cpu",
+    keys: Path | None = None,
+    token: Path | None = None,
+    max_sessions: int = 64,
+    max_positions: int = 8192,
+    max_step_positions: int = 512,
+    idle: float = 600.0,
+    ready_file: Path | None = None,
+) -> int:
+    """Run layers [A, B) of a model for clients that keep the rest.
+
+    Parameters
+    ----------
+    model
+        A pulled name, a directory of safetensors, or hf:ORG/NAME[@REVISION].
+    cut
+        A:B, the layers this server runs; negative numbers count from the end.
+    listen
+        HOST:PORT. Beyond loopback, TLS with client certificates or a token is required. Port 0 picks a free one.
+    dtype
+        float32, bfloat16 or float16.
+    device
+        cpu, cuda, cuda:1, mps, …
+    keys
+        Directory with ca.pem, server.pem and server.key (see `cutlayer keys create`). Clients need a certificate of
+        the same CA, unless a token is given.
+    token
+        File with a bearer token clients must present.
+    max_sessions
+        Open sessions at a time.
+    max_positions
+        Tokens per session.
+    max_step_positions
+        Positions per message.
+    idle
+        Seconds after which an unused session is dropped.
+    ready_file
+        Written with the URL once connections are accepted; for scripts.
+    """
+    dtype_name = check_dtype(dtype)
+    host, port = _address(listen)
+
+    # Nothing in this process may be able to turn ids into text; set up before transformers is imported.
+    from cutlayer.server.isolation import forbid_text_libraries
+
+    forbid_text_libraries()
+
+    import asyncio
+
+    from cutlayer.models.locate import locate
+    from cutlayer.server.build import build_service
+    from cutlayer.server.listen import listen as run
+    from cutlayer.server.logs import log_json
+    from cutlayer.server.sessions import Limits
+    from cutlayer.wire.tls import listen_policy, read_token_file, server_context
+
+    listen_policy(host, tls=keys is not None, authenticated=keys is not None or token is not None)
+    secret = read_token_file(token) if token else None
+    context = server_context(keys, require_client_certificate=secret is None) if keys else None
+    limits = Limits(
+        sessions=_at_least_one("max-sessions", max_sessions),
+        positions=_at_least_one("max-positions", max_positions),
+        step_positions=min(_at_least_one("max-step-positions", max_step_positions), 4096),
+        idle_s=idle,
+    )
+    log_json()
+    directory = locate(model)
+    service = build_service(directory, directory.name if "/" in model else model, cut, dtype_name, device, limits)
+    scheme = "wss" if context else "ws"
+
+    def ready(bound: int) -> None:
+        if ready_file is not None:
+            ready_file.write_text(f"{scheme}://{host}:{bound}\n", encoding="utf-8")
+
+    try:
+        asyncio.run(run(service, host, port, tls=context, token=secret, ready=ready))
+    except OSError as error:
+        raise InputError(f"cannot listen on {listen}: {error.strerror or error}") from error
+    return 0
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    host = host.strip("[]")
+    if not colon or not host or not port.isdigit() or int(port) > 0xFFFF:
+        raise InputError(f"--listen {text!r} is not HOST:PORT, e.g. 127.0.0.1:8410")
+    return host, int(port)
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise InputError(f"--{name} must be at least 1, not {value}")
+    return value

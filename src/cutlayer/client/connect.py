@@ -1,0 +1,233 @@
+"""`connect` and the `Client` it returns: the synchronous API.
+
+with cutlayer.connect("wss://gpu.example:8443", keys="keys/client") as client:
+    print(client.generate("What is the capital of France?").result().text)
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import torch
+
+from cutlayer.client.decoder import Decoder
+from cutlayer.client.generation import Generation, Request
+from cutlayer.client.remote import Patience, RemoteBody
+from cutlayer.client.sampling import Sampler, Sampling
+from cutlayer.config import models_directory
+from cutlayer.defences.defence import Defence, build_defence
+from cutlayer.errors import CutError, InputError, ModelNotFoundError, ProtocolError, RemoteCode, RemoteError
+from cutlayer.models.family import read_config
+from cutlayer.models.locate import fingerprint, locate
+from cutlayer.models.parts import load_client
+from cutlayer.text.tokenizer import Message, Tokenizer
+from cutlayer.types import Cut, DtypeName, Secret, check_dtype
+from cutlayer.wire import frames
+from cutlayer.wire.codecs import CODECS, LOSSLESS_FOR
+from cutlayer.wire.tls import client_context, read_token_file, url_policy
+from cutlayer.wire.websocket import WebSocketTransport
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from cutlayer.models.parts import ClientParts
+    from cutlayer.wire.frames import InfoReply
+    from cutlayer.wire.transport import Connect, PeerSecurity
+
+_PULLED_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+_MAX_MESSAGE_BYTES: Final = 256 << 20
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How a client works; all have defaults."""
+
+    model: str | None = None
+    """Local model: a pulled name, a directory or ``hf:ORG/NAME``. None: the pulled model of the server's name."""
+    cut: str | None = None
+    """Insist on this cut. None: the server's."""
+    dtype: str | None = None
+    """Compute dtype of head and tail. None: the server's."""
+    codec: str | None = None
+    """How hidden states travel. None: as the dtype, without rounding."""
+    device: str = "cpu"
+    defence: str = "none"
+    patience: Patience = Patience()
+
+
+class Client:
+    """Head, tail and one session on a server.
+
+    Args:
+        connect: opens a transport.
+        options: see `Options`.
+
+    Raises:
+        ConnectionLostError: the server cannot be reached.
+        RemoteError: it refuses this client or runs another model or cut.
+        ModelNotFoundError: the model is not on this machine.
+    """
+
+    def __init__(self, connect: Connect, options: Options | None = None) -> None:
+        self.options = options or Options()
+        self._remote = RemoteBody(connect, self.options.patience)
+        try:
+            self.info: InfoReply = self._remote.info()
+            self.directory = _local_model(self.options.model, self.info)
+            self.cut = _agreed_cut(self.options.cut, self.info, self.directory)
+            self.tokenizer = Tokenizer(self.directory)
+            self.dtype: DtypeName = check_dtype(self.options.dtype or self.info.dtype)
+            self.parts: ClientParts = load_client(
+                self.directory, self.cut, getattr(torch, self.dtype), self.options.device
+            )
+            self.codec = CODECS.get(self.options.codec or LOSSLESS_FOR[self.dtype])
+            self.defence: Defence = build_defence(self.options.defence, Secret(secrets.token_bytes(32)))
+            self._remote.open(self.info.fingerprint, self.cut, self.codec, self.info.hidden_size)
+            self._decoder = Decoder(self.parts, self._remote, self.defence)
+        except BaseException:
+            self._remote.close()
+            raise
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message] | Sequence[int],
+        *,
+        max_tokens: int = 256,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        raw: bool = False,
+        ignore_eos: bool = False,
+    ) -> Generation:
+        """Answer a prompt; iterate over the returned `Generation` or take its `result`.
+
+        Positions this client's session already holds (an earlier turn, a shared system prompt) are not sent again.
+
+        Args:
+            prompt: a question, a conversation, or token ids.
+            max_tokens: the answer's longest length.
+            sampling: how tokens are chosen; None is greedy.
+            stop: strings that end the answer and are not part of it.
+            raw: send a string as it is, without the chat template.
+            ignore_eos: go on after the model's end-of-sequence token.
+
+        Raises:
+            InputError: the prompt is empty, does not fit, or an option is out of range.
+        """
+        request = Request(
+            prompt=self.encode(prompt, raw=raw),
+            max_tokens=max_tokens,
+            stop_ids=frozenset() if ignore_eos else self.tokenizer.stop_ids,
+            stop=tuple(stop),
+        )
+        if len(request.prompt) > self._remote.max_positions:
+            raise InputError(
+                f"the prompt has {len(request.prompt)} tokens, the session holds {self._remote.max_positions}; "
+                "shorten it or raise the server's --max-positions"
+            )
+        labels = {"defence": self.defence.describe(), "cut": str(self.cut)}
+        sampler = Sampler(sampling or Sampling())
+        return Generation(request, self._decoder, sampler, self.tokenizer, self._remote.traffic, labels)
+
+    def encode(self, prompt: str | Sequence[Message] | Sequence[int], *, raw: bool = False) -> list[int]:
+        """Token ids of a prompt, as `generate` would send them through the head."""
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt) if raw else self.tokenizer.render([Message("user", prompt)])
+        messages = [item for item in prompt if isinstance(item, Message)]
+        if len(messages) == len(prompt):
+            return self.tokenizer.render(messages)
+        return [_token_id(item) for item in prompt]
+
+    def security(self) -> PeerSecurity:
+        """How the connection is protected."""
+        return self._remote.security()
+
+    def close(self) -> None:
+        """Free the server's memory and disconnect."""
+        self._remote.close()
+
+    def abort(self) -> None:
+        """Disconnect from another thread; a waiting `generate` raises ConnectionLostError once its patience ends."""
+        self._remote.abort()
+
+
+def connect(
+    url: str,
+    *,
+    keys: str | Path | None = None,
+    token: str | Path | None = None,
+    options: Options | None = None,
+) -> Client:
+    """Connect to a server and load this side's layers.
+
+    Args:
+        url: ``wss://host:port``, or ``ws://host:port`` on loopback.
+        keys: directory made by ``cutlayer keys`` with ``ca.pem``, ``client.pem`` and ``client.key``.
+        token: file holding a bearer token.
+        options: see `Options`.
+
+    Raises:
+        InsecureError: ``ws://`` beyond loopback, or a certificate that does not verify.
+        ConnectionLostError: the server cannot be reached.
+    """
+    return Client(dialler(url, keys=keys, token=token), options)
+
+
+def dialler(url: str, *, keys: str | Path | None = None, token: str | Path | None = None) -> Connect:
+    """A function that opens a new connection to `url` each time it is called.
+
+    Raises:
+        InsecureError: see `connect`.
+    """
+    url_policy(url)
+    context = client_context(Path(keys) if keys else None) if url.startswith("wss://") else None
+    secret = read_token_file(Path(token)) if token else None
+    return lambda: WebSocketTransport(url, context, secret, _MAX_MESSAGE_BYTES)
+
+
+def _local_model(chosen: str | None, info: InfoReply) -> Path:
+    if info.protocol != frames.PROTOCOL:
+        raise ProtocolError(
+            f"the server speaks protocol {info.protocol}, this client {frames.PROTOCOL}; update the older"
+        )
+    name = chosen or info.model
+    if chosen is None and not (_PULLED_NAME.fullmatch(name) and (models_directory() / name).is_dir()):
+        # The server's word picks among models pulled here, never a path or a download.
+        raise ModelNotFoundError(
+            f"the server runs {name!r}, which was not pulled here; say which local model it is (--model)"
+        )
+    directory = locate(name)
+    if fingerprint(directory) != info.fingerprint:
+        raise RemoteError(
+            RemoteCode.MODEL_MISMATCH,
+            f"the server's {info.model} is not the model in {directory}; both need the same weights",
+        )
+    return directory
+
+
+def _agreed_cut(wanted: str | None, info: InfoReply, directory: Path) -> Cut:
+    layers = read_config(directory).num_hidden_layers
+    if info.cut.layers != layers:
+        raise CutError(f"the server cuts a model of {info.cut.layers} layers, {directory} has {layers}")
+    if wanted is not None and Cut.parse(wanted, layers) != info.cut:
+        raise CutError(
+            f"the server runs layers {info.cut}, you asked for {Cut.parse(wanted, layers)}; nothing was sent"
+        )
+    return info.cut
+
+
+def _token_id(item: object) -> int:
+    if isinstance(item, bool) or not isinstance(item, int):
+        raise InputError(f"a prompt is a string, messages or token ids, not {type(item).__name__}")
+    return item

@@ -1,0 +1,207 @@
+"""One answer: an iterator of pieces of text, and the account of what it took.
+
+generation = client.generate("…")
+for piece in generation:
+    print(piece.text, end="")
+generation.result()
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from cutlayer.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Sequence
+
+    from cutlayer.client.decoder import Decoder, StepTiming
+    from cutlayer.client.remote import Traffic
+    from cutlayer.client.sampling import Sampler
+    from cutlayer.text.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """What one token added."""
+
+    token: int
+    text: str
+    """Possibly empty: a token may end inside a character or begin a stop string."""
+
+
+class Bytes(msgspec.Struct, frozen=True):
+    """Bytes of protocol messages."""
+
+    sent: int
+    received: int
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished answer."""
+
+    text: str
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    """Tokens of the answer, an ending special token included."""
+    finish_reason: FinishReason
+    steps: int
+    """Round trips after the prefill."""
+    timings_ms: dict[str, float]
+    """``prefill``, ``decode``, ``total``, and of the decode: ``client`` and ``server`` model time."""
+    bytes: Bytes
+    resumes: int
+    """Lost connections recovered on the way."""
+    defence: str
+    cut: str
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What to generate, already in token ids."""
+
+    prompt: list[int]
+    max_tokens: int
+    stop_ids: frozenset[int]
+    stop: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise InputError(f"max tokens must be at least 1, not {self.max_tokens}")
+        if any(not text for text in self.stop):
+            raise InputError("a stop string must not be empty")
+
+
+class Generation:
+    """Iterate for pieces; `result` finishes and accounts. Closing early cancels: nothing more is sent.
+
+    Args:
+        request: what to generate.
+        decoder: the session it runs in.
+        sampler: chooses tokens.
+        tokenizer: turns ids into text.
+        traffic: the session's byte counters.
+        labels: ``defence`` and ``cut`` for the result.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        decoder: Decoder,
+        sampler: Sampler,
+        tokenizer: Tokenizer,
+        traffic: Traffic,
+        labels: dict[str, str],
+    ) -> None:
+        self.token_ids: list[int] = []
+        self.timings: list[StepTiming] = []
+        """One per round trip, the prefill first."""
+        self._request = request
+        self._decoder = decoder
+        self._sampler = sampler
+        self._stream = tokenizer.stream()
+        self._stop = _StopStrings(request.stop)
+        self._traffic = traffic
+        self._before = msgspec.structs.replace(traffic)
+        self._labels = labels
+        self._texts: list[str] = []
+        self._finish: FinishReason | None = None
+        self._started = time.perf_counter()
+        self._pieces = self._run()
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self._pieces
+
+    def close(self) -> None:
+        """Stop here."""
+        self._pieces.close()
+        self._finish = self._finish or "cancelled"
+
+    def result(self) -> Result:
+        """Finish what is left and return the account."""
+        for _ in self._pieces:
+            pass
+        prefill, decode = self.timings[:1], self.timings[1:]
+        return Result(
+            text="".join(self._texts),
+            prompt_token_ids=self._request.prompt,
+            token_ids=self.token_ids,
+            finish_reason=self._finish or "cancelled",
+            steps=len(decode),
+            timings_ms={
+                "prefill": _ms(sum(step.total for step in prefill)),
+                "decode": _ms(sum(step.total for step in decode)),
+                "client": _ms(sum(step.client for step in decode)),
+                "server": _ms(sum(step.server for step in decode)),
+                "total": _ms(time.perf_counter() - self._started),
+            },
+            bytes=Bytes(self._traffic.sent - self._before.sent, self._traffic.received - self._before.received),
+            resumes=self._traffic.resumes - self._before.resumes,
+            defence=self._labels["defence"],
+            cut=self._labels["cut"],
+        )
+
+    def _run(self) -> Generator[Piece, None, None]:
+        request, decoder = self._request, self._decoder
+        logits = decoder.extend(decoder.reuse(request.prompt))
+        self.timings.append(decoder.last_timing)
+        while True:
+            token = self._sampler.choose(logits, [*request.prompt, *self.token_ids])
+            self.token_ids.append(token)
+            if token in request.stop_ids:
+                self._finish = "stop"
+            elif len(self.token_ids) == request.max_tokens or decoder.room == 0:
+                self._finish = "length"
+            text = self._stop.push(self._stream.push(token))
+            if self._finish is not None and not self._stop.found:
+                text += self._stop.push(self._stream.finish()) + self._stop.finish()
+            if self._stop.found:
+                self._finish = "stop"
+            self._texts.append(text)
+            yield Piece(token, text)
+            if self._finish is not None:
+                return
+            logits = decoder.extend([token])
+            self.timings.append(decoder.last_timing)
+
+
+class _StopStrings:
+    """Holds back text that may begin a stop string, and cuts at the first one."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self.found = False
+        self._stop = stop
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """Text that is safe to give out."""
+        if self.found or not self._stop:
+            return "" if self.found else text
+        self._held += text
+        ends = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
+        if ends:
+            self.found = True
+            return self._held[: min(ends)]
+        keep = max(
+            (
+                n
+                for stop in self._stop
+                for n in range(min(len(stop) - 1, len(self._held)), 0, -1)
+                if self._held.endswith(stop[:n])
+            ),
+            default=0,
+        )
+        given, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return given
+
+    def finish(self) -> str:
+        """What was held back and turned out to be no stop string."""
+        held, self._held = self._held, ""
+        return "" if self.found else held
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)

@@ -1,0 +1,233 @@
+"""The middle layers as seen from the client: a body that runs elsewhere and survives its server.
+
+Every position's encoded hidden states are kept here until they are rolled back, so a server that lost its cache is brought
+back by replaying the very same bytes. Nothing of an answer is given out twice: a step either returned its hidden states
+once, or is sent again.
+
+Notation: T positions, D hidden size.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from cutlayer.errors import ConnectionLostError, ProtocolError, RemoteCode, RemoteError
+from cutlayer.wire import frames
+from cutlayer.wire.client_session import ClientSession, expect_info
+
+if TYPE_CHECKING:
+    import torch
+
+    from cutlayer.types import Cut
+    from cutlayer.wire.codecs import Codec
+    from cutlayer.wire.frames import InfoReply
+    from cutlayer.wire.transport import Connect, PeerSecurity, Transport
+
+REPLAY_BYTES: Final = 4 << 20
+"""Rows per replayed frame; keeps any one frame from blocking the link for long."""
+_FIRST_RETRY_S: Final = 0.05
+_LONGEST_RETRY_S: Final = 2.0
+
+_REOPEN: Final = frozenset({RemoteCode.UNKNOWN_SESSION, RemoteCode.STALE_EPOCH, RemoteCode.PREFIX_MISMATCH})
+"""Refusals after which a new session and a full replay put things right."""
+
+
+class Patience(msgspec.Struct, frozen=True):
+    """How long to wait for a server."""
+
+    step_s: float = 300.0
+    """For one answer. Keepalive pings notice a vanished server much sooner."""
+    recover_s: float = 60.0
+    """For a lost server to come back."""
+
+
+class Traffic(msgspec.Struct):
+    """Bytes of messages, transport framing and TLS excluded."""
+
+    sent: int = 0
+    received: int = 0
+    resumes: int = 0
+    """How often the connection was lost and recovered."""
+
+
+class Returned(NamedTuple):
+    """A step's result."""
+
+    hidden: torch.Tensor
+    """[T, D]"""
+    compute_us: int
+    """Server's time in the model."""
+
+
+class RemoteBody:
+    """Layers [k, L−m) on a server.
+
+    Args:
+        connect: opens a transport; called again after every loss.
+        patience: timeouts.
+
+    Raises:
+        ConnectionLostError: the first connection failed.
+    """
+
+    def __init__(self, connect: Connect, patience: Patience | None = None) -> None:
+        self._connect = connect
+        self._patience = patience or Patience()
+        self.traffic = Traffic()
+        self._transport: Transport = connect()
+        self._session: ClientSession | None = None
+        self._opening: tuple[str, Cut, str, int] | None = None
+        self._codec: Codec | None = None
+        self._hidden_size = 0
+
+    def info(self) -> InfoReply:
+        """Ask the server what it runs."""
+        self._send(frames.encode(frames.Info()))
+        return expect_info(self._recv())
+
+    def security(self) -> PeerSecurity:
+        """How the present connection is protected."""
+        return self._transport.security()
+
+    def open(self, fingerprint: str, cut: Cut, codec: Codec, hidden_size: int, max_positions: int = 0) -> None:
+        """Start the session.
+
+        Raises:
+            RemoteError: another model or cut, or no room.
+        """
+        self._codec, self._hidden_size = codec, hidden_size
+        self._opening = (fingerprint, cut, codec.name, max_positions)
+        session = ClientSession(codec.row_bytes(hidden_size))
+        self._send(session.open(*self._opening))
+        session.receive(self._recv())
+        self._session = session
+
+    @property
+    def max_positions(self) -> int:
+        """Positions the session may hold."""
+        return self._opened().max_positions
+
+    @property
+    def max_step_positions(self) -> int:
+        """Positions one step may carry."""
+        return self._opened().max_step_positions
+
+    def send(self, base: int, hidden: torch.Tensor) -> None:
+        """Send hidden states [T, D] as the positions from `base` on, rolling back whatever lies there.
+
+        Raises:
+            NonFiniteError: they cannot be encoded.
+            ConnectionLostError: the server did not come back in time.
+        """
+        session, codec = self._opened(), self._encoding()
+        frame = session.step(base, codec.encode(hidden))
+        try:
+            self._send(frame)
+        except ConnectionLostError:
+            self._recover(reopen=False)
+
+    def receive(self) -> Returned:
+        """Wait for the oldest outstanding step.
+
+        Raises:
+            ConnectionLostError: the server did not come back in time.
+            RemoteError: the server refused the step.
+            NonFiniteError: it returned NaN or infinity.
+        """
+        session = self._opened()
+        deadline = time.monotonic() + self._patience.step_s + self._patience.recover_s
+        while True:
+            try:
+                output = session.receive(self._recv())
+            except ConnectionLostError:
+                if time.monotonic() > deadline:
+                    raise
+                self._recover(reopen=False)
+                continue
+            except RemoteError as error:
+                if error.code not in _REOPEN or time.monotonic() > deadline:
+                    raise
+                self._recover(reopen=True)
+                continue
+            if output is None:
+                raise ProtocolError("the server sent something else where a result was due")
+            hidden = self._encoding().decode(output.payload, self._hidden_size)
+            if len(hidden) != output.positions:
+                raise ProtocolError(f"the server returned {len(hidden)} positions for a step of {output.positions}")
+            return Returned(hidden, output.compute_us)
+
+    def close(self) -> None:
+        """Free the server's memory and disconnect. A server that is gone already is no error."""
+        try:
+            if self._session is not None and self._session.id is not None:
+                self._send(self._session.close())
+        except ConnectionLostError:
+            pass
+        finally:
+            self._session = None
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Disconnect at once; another thread waiting for an answer gets an error. The server's session expires."""
+        self._transport.close()
+
+    def _opened(self) -> ClientSession:
+        if self._session is None:
+            raise ProtocolError("no session; open one first")
+        return self._session
+
+    def _encoding(self) -> Codec:
+        if self._codec is None:
+            raise ProtocolError("no session; open one first")
+        return self._codec
+
+    def _send(self, data: bytes) -> None:
+        self._transport.send(data)
+        self.traffic.sent += len(data)
+
+    def _recv(self) -> bytes:
+        data = self._transport.recv(self._patience.step_s)
+        self.traffic.received += len(data)
+        return data
+
+    def _recover(self, *, reopen: bool) -> None:
+        """Reconnect, resume or reopen, replay. Tries until the patience ends."""
+        session = self._opened()
+        deadline = time.monotonic() + self._patience.recover_s
+        pause = _FIRST_RETRY_S
+        while True:
+            try:
+                self._transport.close()
+                self._transport = self._connect()
+                self._continue(session, reopen=reopen)
+            except ConnectionLostError as error:
+                if time.monotonic() + pause > deadline:
+                    raise ConnectionLostError(f"gave up after {self._patience.recover_s:.0f} s: {error}") from error
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_RETRY_S)
+            else:
+                self.traffic.resumes += 1
+                return
+
+    def _continue(self, session: ClientSession, *, reopen: bool) -> None:
+        if not reopen and session.id is not None:
+            try:
+                self._send(session.resume())
+                session.receive(self._recv())
+            except RemoteError as error:
+                if error.code not in _REOPEN:
+                    raise
+                reopen = True
+        if reopen or session.id is None:
+            if self._opening is None:
+                raise ProtocolError("no session; open one first")
+            self._send(session.open(*self._opening))
+            session.receive(self._recv())
+        for frame, silent in session.replay(REPLAY_BYTES):
+            self._send(frame)
+            if silent:
+                session.receive(self._recv())
+        # Steps that were waiting for their answer were sent last; `receive` reads them.

@@ -1,0 +1,130 @@
+"""Listen on a socket: WebSocket upgrade, identity, health, clean shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import ssl
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from websockets.asyncio.server import ServerConnection, serve
+
+from cutlayer.wire import frames
+from cutlayer.wire.tls import listen_policy, token_matches
+from cutlayer.wire.websocket import KEEPALIVE_S, WebSocketAcceptor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from websockets.http11 import Request, Response
+
+    from cutlayer.server.service import Service
+    from cutlayer.types import Secret
+
+log: Final = structlog.get_logger("cutlayer.server")
+
+_BUFFERED_MESSAGES: Final = 4
+"""Received and not yet answered messages per connection; beyond that TCP holds the client back."""
+_WIDEST_VALUE_BYTES: Final = 4
+_EXPIRY_CHECKS_PER_IDLE_TIME: Final = 4
+
+
+async def listen(
+    service: Service,
+    host: str,
+    port: int,
+    *,
+    tls: ssl.SSLContext | None = None,
+    token: Secret | None = None,
+    ready: Callable[[int], None] | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        service: what to serve.
+        host: address to listen on.
+        port: 0 picks a free one.
+        tls: without it, only loopback is allowed.
+        token: bearer token every client must present.
+        ready: called with the port once connections are accepted.
+
+    Raises:
+        InsecureError: `host` is not loopback and clients would be unencrypted or unauthenticated.
+        OSError: the address cannot be bound.
+    """
+    mutual = tls is not None and tls.verify_mode is ssl.CERT_REQUIRED
+    listen_policy(host, tls=tls is not None, authenticated=mutual or token is not None)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+
+    async def accept(connection: ServerConnection) -> None:
+        await service.serve(WebSocketAcceptor(connection, _identity(connection, token)))
+
+    def gate(connection: ServerConnection, request: Request) -> Response | None:
+        if request.path == "/health":
+            body = {
+                "status": "ok",
+                "sessions": len(service.table),
+                "model": service.info.model,
+                "cut": str(service.info.cut),
+            }
+            return connection.respond(HTTPStatus.OK, json.dumps(body) + "\n")
+        if token is not None and not token_matches(token, request.headers.get("Authorization")):
+            log.warning("unauthorised", peer=_address(connection))
+            return connection.respond(HTTPStatus.UNAUTHORIZED, "a bearer token is required\n")
+        return None
+
+    limits = service.table.limits
+    row = service.info.hidden_size * _WIDEST_VALUE_BYTES
+    async with serve(
+        accept,
+        host,
+        port,
+        ssl=tls,
+        subprotocols=[frames.SUBPROTOCOL],  # type: ignore[list-item]
+        process_request=gate,
+        compression=None,
+        server_header=None,
+        max_size=3 + frames.MAX_HEADER_BYTES + limits.step_positions * row,
+        max_queue=_BUFFERED_MESSAGES,
+        ping_interval=KEEPALIVE_S,
+        ping_timeout=KEEPALIVE_S,
+    ) as server:
+        bound = next(iter(server.sockets)).getsockname()[1]
+        log.info("listening", host=host, port=bound, tls=tls is not None, mutual_tls=mutual, token=token is not None)
+        expiry = asyncio.create_task(_expire(service, limits.idle_s))
+        if ready is not None:
+            ready(bound)
+        await stopping.wait()
+        log.info("stopping", sessions=len(service.table))
+        expiry.cancel()
+    service.engine.close()
+
+
+async def _expire(service: Service, idle_s: float) -> None:
+    while True:
+        await asyncio.sleep(idle_s / _EXPIRY_CHECKS_PER_IDLE_TIME)
+        dropped = service.table.expire()
+        if dropped:
+            log.info("sessions_expired", count=dropped, sessions=len(service.table))
+
+
+def _identity(connection: ServerConnection, token: Secret | None) -> str:
+    """Who a client proved to be. Only that identity may resume its sessions."""
+    channel = connection.transport.get_extra_info("ssl_object")
+    certificate = channel.getpeercert() if channel is not None else None
+    if certificate:
+        # The serial too: a reissued certificate of the same name is another key.
+        subject = dict(pair for group in certificate.get("subject", ()) for pair in group)
+        return f"{subject.get('commonName', '')}#{certificate.get('serialNumber', '')}"
+    return "token" if token is not None else "loopback"
+
+
+def _address(connection: ServerConnection) -> str:
+    remote = connection.remote_address
+    return str(remote[0]) if remote else "unknown"

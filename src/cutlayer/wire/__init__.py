@@ -1,0 +1,1 @@
+"""What crosses the network: frames, codecs, the session protocol without sockets, transports and their security."""

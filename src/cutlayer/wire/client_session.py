@@ -1,0 +1,211 @@
+"""The client's half of the session protocol, without sockets.
+
+Methods return bytes to send; `receive` takes bytes that arrived. The session keeps every row it sent (encoded, so a
+replay sends the very same bytes, noise included) and can therefore continue on a server that lost everything.
+
+    session = ClientSession(row_bytes)
+    transport.send(session.open(...));      session.receive(transport.recv())      # OPENED
+    transport.send(session.step(0, rows));  session.receive(transport.recv())      # RESULT
+    # the connection breaks:
+    transport.send(session.resume());       session.receive(...)                   # RESUMED, or ERROR unknown_session
+    for again in session.replay(max_bytes): transport.send(again.frame); session.receive(...)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cutlayer.errors import ProtocolError, RemoteError
+from cutlayer.wire import frames
+from cutlayer.wire.frames import NO_REPLY, Kind
+from cutlayer.wire.prefix import PrefixDigests
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cutlayer.types import Cut
+
+_WRAP: Final = 1 << 32
+
+
+class Output(NamedTuple):
+    """What a step brought back."""
+
+    base: int
+    positions: int
+    payload: memoryview
+    compute_us: int
+
+
+class Replayed(NamedTuple):
+    """A frame sent again."""
+
+    frame: bytes
+    silent: bool
+    """Its answer brings no hidden states."""
+
+
+class ClientSession:
+    """One session as the client sees it.
+
+    Args:
+        row_bytes: encoded bytes per position.
+    """
+
+    def __init__(self, row_bytes: int) -> None:
+        self.row_bytes = row_bytes
+        self.id: bytes | None = None
+        self.epoch = 0
+        self.max_positions = 0
+        self.max_step_positions = 1
+        self.sent = 0
+        """Positions the client has sent and not rolled back."""
+        self._rows = bytearray()
+        self._digests = PrefixDigests()
+        self._sequence = 0  # counts afresh in every epoch, on both sides
+        self._pending: deque[frames.Step] = deque()
+        self._resume_from = 0
+
+    @property
+    def outstanding(self) -> int:
+        """Steps sent and not yet answered."""
+        return len(self._pending)
+
+    def open(self, fingerprint: str, cut: Cut, codec: str, max_positions: int = 0) -> bytes:
+        """Ask for a new session. Rows already sent are kept for `replay`."""
+        self.id = None
+        self._resume_from = 0
+        return frames.encode(frames.Open(frames.PROTOCOL, fingerprint, cut, codec, max_positions))
+
+    def resume(self) -> bytes:
+        """Ask to continue this session on a new connection.
+
+        Raises:
+            ProtocolError: it was never opened.
+        """
+        if self.id is None:
+            raise ProtocolError("cannot resume a session that was never opened")
+        return frames.encode(frames.Resume(self.id, self.epoch))
+
+    def step(self, base: int, rows: bytes) -> bytes:
+        """Send `rows` as the positions from `base` on, rolling back to `base` first if it lies behind.
+
+        Raises:
+            ProtocolError: `base` lies beyond what was sent, or the rows exceed a limit.
+        """
+        count, rest = divmod(len(rows), self.row_bytes)
+        if rest or not 1 <= count <= self.max_step_positions:
+            raise ProtocolError(f"a step takes 1 to {self.max_step_positions} whole rows, not {len(rows)} bytes")
+        if base < self.sent and self._pending:
+            raise ProtocolError(f"cannot roll back to {base} while {len(self._pending)} steps are unanswered")
+        if base > self.sent:
+            raise ProtocolError(f"step from position {base} would leave a gap: {self.sent} positions were sent")
+        if base + count > self.max_positions:
+            raise ProtocolError(
+                f"position {base + count} exceeds the session's {self.max_positions}; shorten the prompt or the answer, "
+                "or raise the server's --max-positions"
+            )
+        del self._rows[base * self.row_bytes :]
+        self._digests.rollback(base)
+        step = self._next_step(base, count, flags=0)
+        self._rows += rows
+        self._digests.extend(rows, self.row_bytes)
+        self.sent = base + count
+        self._pending.append(step)
+        return frames.encode(step, rows)
+
+    def close(self) -> bytes:
+        """Ask the server to forget the session."""
+        return frames.encode(frames.Close())
+
+    def receive(self, data: bytes) -> Output | None:
+        """Take one frame from the server.
+
+        Returns:
+            The output of the oldest outstanding step, or None for any other frame.
+
+        Raises:
+            FrameError: malformed.
+            RemoteError: the server refused.
+            ProtocolError: the frame has no place here.
+        """
+        header, payload = _unpack(data)
+        match header:
+            case frames.Result():
+                return self._result(header, payload)
+            case frames.Opened():
+                self.id, self.epoch = header.session, header.epoch
+                self.max_positions, self.max_step_positions = header.max_positions, header.max_step_positions
+                self._sequence = 0
+            case frames.Resumed():
+                self.epoch = header.epoch
+                self._sequence = 0
+                known = header.position <= self.sent and self._digests.at(header.position) == header.digest
+                self._resume_from = header.position if known else 0
+            case frames.Closed():
+                self.id = None
+            case _:
+                raise ProtocolError(f"the server sent a {type(header).__name__} frame, which only clients send")
+        return None
+
+    def replay(self, max_bytes: int) -> Iterator[Replayed]:
+        """Frames that bring the server back to where this side believes it is; one answer arrives for each, in order.
+
+        Rows the server lacks go without reply; steps whose results never arrived go again with reply, split as before.
+        If the connection breaks again in the middle, resume and call this anew.
+
+        Args:
+            max_bytes: rows per replayed frame are limited to this many bytes.
+        """
+        unanswered = [step for step in self._pending if not step.flags & NO_REPLY]
+        target = unanswered[0].base if unanswered else self.sent
+        per_frame = max(1, min(self.max_step_positions, max_bytes // self.row_bytes))
+        lacking = range(min(self._resume_from, target), target, per_frame)
+        silent = [self._next_step(base, min(per_frame, target - base), NO_REPLY) for base in lacking]
+        again = [self._next_step(step.base, step.count, flags=0) for step in unanswered]
+        # Set before the first frame leaves: whatever happens while sending, no unanswered step is forgotten.
+        self._pending = deque((*silent, *again))
+        rows = memoryview(bytes(self._rows))
+        for step in (*silent, *again):
+            sent = rows[step.base * self.row_bytes : (step.base + step.count) * self.row_bytes]
+            yield Replayed(frames.encode(step, sent), bool(step.flags & NO_REPLY))
+
+    def _next_step(self, base: int, count: int, flags: int) -> frames.Step:
+        self._sequence = (self._sequence + 1) % _WRAP
+        return frames.Step(self._sequence, base, count, flags, self._digests.at(base))
+
+    def _result(self, header: frames.Result, payload: memoryview) -> Output:
+        if not self._pending:
+            raise ProtocolError("the server answered a step that was never sent")
+        step = self._pending[0]
+        if (header.sequence, header.base, header.count) != (step.sequence, step.base, step.count):
+            raise ProtocolError(
+                f"the server answered step {header.sequence} ({header.base}+{header.count}) "
+                f"where step {step.sequence} ({step.base}+{step.count}) was due"
+            )
+        if step.flags & NO_REPLY and payload:
+            raise ProtocolError("the server returned hidden states for a step that asked for none")
+        self._pending.popleft()
+        return Output(header.base, header.count, payload, header.compute_us)
+
+
+def _unpack(data: bytes) -> tuple[frames.Header, memoryview]:
+    """Decode, turning an ERROR frame into the exception it stands for."""
+    frame = frames.decode(data)
+    if isinstance(frame.header, frames.Failure):
+        raise RemoteError(frame.header.code, frame.header.message)
+    return frame.header, frame.payload
+
+
+def expect_info(data: bytes) -> frames.InfoReply:
+    """Decode the answer to an INFO frame.
+
+    Raises:
+        RemoteError: the server refused.
+        ProtocolError: it is something else.
+    """
+    header, _ = _unpack(data)
+    if not isinstance(header, frames.InfoReply):
+        raise ProtocolError(f"expected {Kind.INFO_REPLY.name}, got {type(header).__name__}")
+    return header

@@ -1,0 +1,103 @@
+"""How hidden states become bytes. One codec per name; all have a fixed number of bytes per position, so that a frame's
+length says nothing beyond the number of positions.
+
+Notation: T positions, D hidden size.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+
+import torch
+
+from cutlayer.errors import FrameError, NonFiniteError
+from cutlayer.registry import Registry
+
+if TYPE_CHECKING:
+    from cutlayer.types import DtypeName
+
+if sys.byteorder != "little":  # the wire is little endian and tensors are sent as they lie in memory
+    raise ImportError("cutlayer's wire codecs need a little-endian machine")
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """Hidden states ↔ bytes."""
+
+    name: str
+
+    def row_bytes(self, hidden_size: int) -> int:
+        """Bytes one position takes."""
+        ...
+
+    def encode(self, hidden: torch.Tensor) -> bytes:
+        """Hidden states [T, D] of any float dtype and device → T × `row_bytes` bytes.
+
+        Raises:
+            NonFiniteError: a value is not finite, or too large for the codec.
+        """
+        ...
+
+    def decode(self, data: bytes | memoryview, hidden_size: int) -> torch.Tensor:
+        """Bytes → hidden states [T, D] on the CPU, in the codec's dtype.
+
+        Raises:
+            FrameError: not a whole number of rows.
+            NonFiniteError: a value is not finite.
+        """
+        ...
+
+
+class FloatCodec:
+    """Values as floats of one width."""
+
+    def __init__(self, name: str, dtype: torch.dtype) -> None:
+        self.name = name
+        self._dtype = dtype
+
+    def row_bytes(self, hidden_size: int) -> int:
+        """D × bytes of the dtype."""
+        return hidden_size * self._dtype.itemsize
+
+    def encode(self, hidden: torch.Tensor) -> bytes:
+        """See `Codec.encode`."""
+        narrowed = hidden.detach().to(device="cpu", dtype=self._dtype).contiguous()  # [T, D]
+        if not all_finite(narrowed):
+            raise NonFiniteError(
+                f"hidden states hold a value that {self.name} cannot carry (NaN, infinity, or beyond "
+                f"{torch.finfo(self._dtype).max:.3g}); choose a wider codec"
+            )
+        return narrowed.view(torch.uint8).numpy().tobytes()
+
+    def decode(self, data: bytes | memoryview, hidden_size: int) -> torch.Tensor:
+        """See `Codec.decode`."""
+        if len(data) % self.row_bytes(hidden_size):
+            raise FrameError(
+                f"payload of {len(data)} bytes is no whole number of {self.row_bytes(hidden_size)}-byte rows "
+                f"({self.name}, hidden size {hidden_size})"
+            )
+        # bytearray: torch wants writable memory, and the tensor must not alias the transport's buffer
+        hidden = torch.frombuffer(bytearray(data), dtype=self._dtype).view(-1, hidden_size)  # [T, D]
+        if not all_finite(hidden):
+            raise NonFiniteError("payload holds NaN or infinity")
+        return hidden
+
+
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether every value is finite. One reduction: a NaN or infinity anywhere survives x·0 and the sum."""
+    return bool(torch.isfinite((values * 0).sum()))
+
+
+FP32: Final = FloatCodec("fp32", torch.float32)
+BF16: Final = FloatCodec("bf16", torch.bfloat16)
+FP16: Final = FloatCodec("fp16", torch.float16)
+
+CODECS: Final[Registry[Codec]] = Registry(
+    "codecs",
+    Codec,  # type: ignore[type-abstract]
+    {name: f"{__name__}:{name.upper()}" for name in ("fp32", "bf16", "fp16")},
+)
+
+LOSSLESS_FOR: Final[dict[DtypeName, str]] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""The codec that carries a compute dtype without rounding."""

@@ -1,0 +1,155 @@
+"""WebSocket transport, both ends, over TLS 1.3 except on loopback.
+
+Compression is off: its ratio would leak content, and hidden states hardly compress.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+from typing import TYPE_CHECKING, Final
+
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.sync.client import connect as ws_connect
+
+from cutlayer.errors import ConnectionLostError, InputError, InsecureError, RemoteCode, RemoteError
+from cutlayer.wire.frames import SUBPROTOCOL
+from cutlayer.wire.transport import UNPROTECTED, PeerSecurity
+
+if TYPE_CHECKING:
+    from websockets.asyncio.server import ServerConnection
+    from websockets.sync.client import ClientConnection
+    from websockets.typing import Subprotocol
+
+    from cutlayer.types import Secret
+
+KEEPALIVE_S: Final = 20.0
+"""A peer that answers no ping for this long is taken for gone."""
+
+_HTTP_UNAUTHORISED: Final = 401
+_HTTP_FORBIDDEN: Final = 403
+
+
+class WebSocketTransport:
+    """The client's end.
+
+    Args:
+        url: ``wss://host:port`` or, on loopback, ``ws://host:port``.
+        context: TLS settings for ``wss``.
+        token: bearer token, if the server wants one.
+        max_message_bytes: larger messages from the server end the connection.
+        open_timeout_s: for connecting, TLS and the upgrade together.
+        keepalive_s: ping interval and patience.
+
+    Raises:
+        ConnectionLostError: nobody answers.
+        InsecureError: the server's certificate does not verify.
+        RemoteError: the server refused the identity.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        context: ssl.SSLContext | None,
+        token: Secret | None,
+        max_message_bytes: int,
+        open_timeout_s: float = 10.0,
+        keepalive_s: float = KEEPALIVE_S,
+    ) -> None:
+        headers = {"Authorization": f"Bearer {token.reveal().decode()}"} if token else None
+        subprotocol: Subprotocol = SUBPROTOCOL  # type: ignore[assignment]
+        try:
+            self._socket: ClientConnection = ws_connect(
+                url,
+                ssl=context,
+                subprotocols=[subprotocol],
+                additional_headers=headers,
+                compression=None,
+                max_size=max_message_bytes,
+                open_timeout=open_timeout_s,
+                ping_interval=keepalive_s,
+                ping_timeout=keepalive_s,
+                close_timeout=2,
+                proxy=True if context else None,
+            )
+        except ssl.SSLCertVerificationError as error:
+            raise InsecureError(f"the certificate of {url} does not verify: {error.verify_message}") from None
+        except InvalidStatus as error:
+            status = error.response.status_code
+            if status in {_HTTP_UNAUTHORISED, _HTTP_FORBIDDEN}:
+                raise RemoteError(
+                    RemoteCode.UNAUTHORISED, "no valid certificate or token; see --keys and --token"
+                ) from None
+            raise ConnectionLostError(f"{url} answered HTTP {status} instead of a WebSocket") from None
+        except InvalidURI as error:
+            raise InputError(f"{url!r} is no server URL: {error}") from None
+        except (OSError, TimeoutError, InvalidHandshake, EOFError) as error:
+            raise ConnectionLostError(f"cannot connect to {url}: {error or type(error).__name__}") from error
+        if self._socket.subprotocol != SUBPROTOCOL:
+            self._socket.close()
+            raise ConnectionLostError(f"{url} does not speak {SUBPROTOCOL}; is it a cutlayer server of this version?")
+
+    def send(self, data: bytes) -> None:
+        """See `Transport.send`."""
+        try:
+            self._socket.send(data)
+        except (ConnectionClosed, OSError) as error:
+            raise ConnectionLostError(f"connection lost while sending: {error}") from error
+
+    def recv(self, timeout_s: float | None = None) -> bytes:
+        """See `Transport.recv`."""
+        try:
+            return self._socket.recv(timeout=timeout_s, decode=False)
+        except TimeoutError:
+            raise ConnectionLostError(f"no answer within {timeout_s} s") from None
+        except (ConnectionClosed, OSError) as error:
+            raise ConnectionLostError(f"connection lost while waiting: {error}") from error
+
+    def close(self) -> None:
+        """See `Transport.close`."""
+        self._socket.close()
+
+    def security(self) -> PeerSecurity:
+        """Protocol, cipher and certificate of the server."""
+        return _security(self._socket.socket)
+
+
+class WebSocketAcceptor:
+    """The server's end of one connection, made by `websockets` itself."""
+
+    def __init__(self, connection: ServerConnection, identity: str) -> None:
+        self.identity = identity
+        self._connection = connection
+
+    async def send(self, data: bytes) -> None:
+        """See `Acceptor.send`."""
+        try:
+            await self._connection.send(data)
+        except ConnectionClosed as error:
+            raise ConnectionLostError(f"connection lost while sending: {error}") from error
+
+    async def recv(self) -> bytes:
+        """See `Acceptor.recv`."""
+        try:
+            message = await self._connection.recv(decode=False)
+        except ConnectionClosed as error:
+            raise ConnectionLostError(f"connection lost while waiting: {error}") from error
+        return bytes(message)
+
+    async def close(self) -> None:
+        """See `Acceptor.close`."""
+        await self._connection.close()
+
+
+def _security(socket: object) -> PeerSecurity:
+    if not isinstance(socket, ssl.SSLSocket):
+        return UNPROTECTED
+    encoded = socket.getpeercert(binary_form=True) or b""
+    subject = dict(pair for group in (socket.getpeercert() or {}).get("subject", ()) for pair in group)  # type: ignore[misc]
+    cipher = socket.cipher()
+    return PeerSecurity(
+        protocol=socket.version() or "none",
+        cipher=cipher[0] if cipher else "",
+        peer=str(subject.get("commonName", "")),
+        fingerprint=hashlib.sha256(encoded).hexdigest() if encoded else "",
+    )
