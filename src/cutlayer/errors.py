@@ -16,6 +16,7 @@
     + ProtocolError              a frame that has no place here and now
     + NonFiniteError             NaN or infinity where hidden states belong
     + ConnectionLostError        the transport broke; the session may be resumed
+    + RefusedError               what this side answers a peer that asked for something wrong
     + RemoteError                the peer refused, with a code of `RemoteCode`
   x CancelledError               the user said stop                                      (exit code 130)
 
@@ -110,6 +111,22 @@ class RemoteCode(StrEnum):
     UNAUTHORISED = "unauthorised"
     SHUTTING_DOWN = "shutting_down"
     INTERNAL = "internal"
+
+
+class RefusedError(WireError):
+    """This side will not do what a frame asks; becomes an ERROR frame.
+
+    Args:
+        code: machine-readable reason.
+        message: for people; never contains tensor content.
+        fatal: whether the connection ends with it. The session survives either way.
+    """
+
+    def __init__(self, code: RemoteCode, message: str, *, fatal: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.fatal = fatal
 
 
 class RemoteError(WireError):

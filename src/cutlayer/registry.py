@@ -55,7 +55,9 @@ class Registry(Generic[T]):
         module, _, attribute = target.partition(":")
         found = getattr(import_module(module), attribute)
         if not isinstance(found, self._base):
-            raise UnknownNameError(f"{target} registered as {name!r} is a {type(found).__name__}, not a {self._base.__name__}")
+            raise UnknownNameError(
+                f"{target} registered as {name!r} is a {type(found).__name__}, not a {self._base.__name__}"
+            )
         self._resolved[name] = found
         return found
 

@@ -56,7 +56,9 @@ class Cut(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
         match = _CUT.fullmatch(text.strip())
         if match is None:
             raise CutError(f"cut {text!r} is not of the form A:B, e.g. {DEFAULT_CUT}")
-        start, stop = (int(part) if part else default for part, default in zip(match.groups(), (0, layers), strict=True))
+        start, stop = (
+            int(part) if part else default for part, default in zip(match.groups(), (0, layers), strict=True)
+        )
         for bound in (start, stop):
             if not -layers <= bound <= layers:
                 raise CutError(f"cut {text!r}: {bound} is outside a model of {layers} layers")

@@ -7,11 +7,11 @@ output head or a client layer.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from cutlayer.errors import WeightsError
+from cutlayer.errors import ModelNotFoundError, WeightsError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
+
+
+class TensorHeader(NamedTuple):
+    """What a safetensors header says of one tensor; `dtype` in its spelling, e.g. ``BF16``."""
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
 class Checkpoint:
@@ -41,6 +48,24 @@ class Checkpoint:
         """Names of all tensors, without opening any."""
         return sorted(self._file_of)
 
+    def headers(self) -> dict[str, TensorHeader]:
+        """Dtype and shape of all tensors, in order of name, from the files' headers alone: none is opened.
+
+        Raises:
+            WeightsError: a file cannot be read or lacks a tensor.
+        """
+        found: dict[str, TensorHeader] = {}
+        for file in sorted(set(self._file_of.values())):
+            names = [name for name, holder in self._file_of.items() if holder == file]
+            try:
+                with safe_open(self.directory / file, framework="np") as shard:  # "np" does not import torch
+                    for name in names:
+                        header = shard.get_slice(name)
+                        found[name] = TensorHeader(str(header.get_dtype()), tuple(header.get_shape()))
+            except (OSError, SafetensorError) as error:
+                raise WeightsError(f"cannot read the header of {self.directory / file}: {error}") from error
+        return dict(sorted(found.items()))
+
     def read(self, name: str) -> torch.Tensor:
         """Open one tensor.
 
@@ -57,6 +82,22 @@ class Checkpoint:
         return tensor
 
 
+def read_settings(directory: Path) -> dict[str, Any]:
+    """``config.json`` as it is, without building a model configuration from it.
+
+    Raises:
+        ModelNotFoundError: it is missing, or no JSON object.
+    """
+    file = directory / "config.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(f"cannot read {file}: {error}; a model directory has config.json") from error
+    if not isinstance(settings, dict):
+        raise ModelNotFoundError(f"{file} holds a {type(settings).__name__}, not an object; it is no model config")
+    return settings
+
+
 def _locate(directory: Path) -> dict[str, str]:
     """Tensor name → file name."""
     index = directory / INDEX
@@ -66,7 +107,7 @@ def _locate(directory: Path) -> dict[str, str]:
     if not single.is_file():
         raise WeightsError(f"{directory} holds neither {SINGLE} nor {INDEX}; only safetensors checkpoints are read")
     try:
-        with safe_open(single, framework="pt") as file:
+        with safe_open(single, framework="np") as file:  # names only; "np" does not import torch
             return dict.fromkeys(file.keys(), SINGLE)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{single} is not a safetensors file: {error}") from error

@@ -14,6 +14,7 @@ from websockets.sync.client import connect as ws_connect
 
 from cutlayer.errors import ConnectionLostError, InputError, InsecureError, RemoteCode, RemoteError
 from cutlayer.wire.frames import SUBPROTOCOL
+from cutlayer.wire.token import authorisation
 from cutlayer.wire.transport import UNPROTECTED, PeerSecurity
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class WebSocketTransport:
         open_timeout_s: float = 10.0,
         keepalive_s: float = KEEPALIVE_S,
     ) -> None:
-        headers = {"Authorization": f"Bearer {token.reveal().decode()}"} if token else None
+        headers = {"Authorization": authorisation(token)} if token else None
         subprotocol: Subprotocol = SUBPROTOCOL  # type: ignore[assignment]
         try:
             self._socket: ClientConnection = ws_connect(
