@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
+
+# No deadline per example: tests share their cores, and a slow moment is no bug.
+settings.register_profile("cutlayer", deadline=None)
+settings.load_profile("cutlayer")
 
 # Before torch is imported anywhere: two processes with two threads each share two cores in CI.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -66,7 +72,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen3_moe": (
         "Qwen3MoeConfig",
-        {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "decoder_sparse_step": 2},
+        {
+            "head_dim": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "decoder_sparse_step": 2,
+        },
     ),
     "smollm3": ("SmolLM3Config", {"no_rope_layer_interval": 2}),
     "cohere": ("CohereConfig", {}),
@@ -105,6 +117,46 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[family]
 
     return make
+
+
+SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_with_text(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """As `tiny`, with a tokenizer of one token per printable ASCII character and a chat template."""
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp("models_with_text") / family
+            shutil.copytree(tiny(family), made[family])
+            save_tokenizer(made[family])
+        return made[family]
+
+    return make
+
+
+def save_tokenizer(directory: Path) -> None:
+    """Six special tokens and the 95 characters from blank to tilde: `VOCABULARY` ids."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate((*SPECIALS, *map(chr, range(32, 127))))}
+    assert len(vocabulary) == VOCABULARY
+    characters = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    characters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    characters.decoder = decoders.Fuse()
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=characters, additional_special_tokens=["<user>", "<assistant>"], **names
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(directory)
 
 
 def hash_of(text: str) -> int:

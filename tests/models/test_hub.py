@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from safetensors.torch import save
 
 from cutlayer.errors import DownloadError, InputError, ModelNotFoundError
-from cutlayer.models.locate import fingerprint, locate
+from cutlayer.models.locate import fingerprint, locate, locate_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,6 +110,14 @@ def test_revision_and_second_use(hub: Hub) -> None:
     hub.fetched.clear()
     assert locate(f"hf:org/name@{COMMIT}") == directory
     assert hub.fetched == []
+
+
+def test_config_alone(hub: Hub) -> None:
+    directory = locate_config("hf:org/name")
+    assert set(hub.fetched) == {"config.json"}
+    assert [file.name for file in directory.iterdir()] == ["config.json"]
+    assert locate("hf:org/name") == directory  # the rest joins it
+    assert (directory / "model.safetensors").is_file()
 
 
 def test_repository_without_safetensors(hub: Hub) -> None:

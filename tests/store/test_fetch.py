@@ -9,7 +9,9 @@ import httpx2
 import pytest
 
 from cutlayer.errors import DownloadError, IntegrityError
+from cutlayer.store import fetch
 from cutlayer.store.fetch import download
+from cutlayer.store.index import IndexSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -96,6 +98,15 @@ def test_server_without_ranges_starts_over(site, get, target: Path, part: Path) 
     assert target.read_bytes() == BODY
 
 
+def test_server_that_refuses_the_range_is_asked_for_the_whole(site, get, target: Path, part: Path) -> None:
+    site.refuse_ranges = True
+    part.parent.mkdir()
+    part.write_bytes(BODY[:1000])
+    assert get(site.offer("/file", BODY))[0] == (0, len(BODY))
+    assert target.read_bytes() == BODY
+    assert site.asked_for("/file") == ["bytes=1000-", None]
+
+
 def test_a_complete_part_is_only_verified(site, get, target: Path, part: Path) -> None:
     part.parent.mkdir()
     part.write_bytes(BODY)
@@ -136,7 +147,7 @@ def test_a_shorter_file_is_told_apart_from_a_wrong_one(site, get) -> None:
 def test_unreachable_server_keeps_the_part(get, part: Path) -> None:
     part.parent.mkdir()
     part.write_bytes(BODY[:1000])
-    with pytest.raises(DownloadError, match="failed: .*refused.*resumes"):
+    with pytest.raises(DownloadError, match=r"failed: .*refused.*resumes"):
         get("http://127.0.0.1:1/file")
     assert part.read_bytes() == BODY[:1000]
 
@@ -157,3 +168,22 @@ def test_a_file_of_this_machine(get, target: Path, tmp_path: Path) -> None:
     (tmp_path / "a file").write_bytes(BODY)
     get((tmp_path / "a file").as_uri())
     assert target.read_bytes() == BODY
+
+
+def test_proxy_without_scheme_is_used(site, entry, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip accepts ``host:port``; a proxy is asked for the absolute URL."""
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.delenv("no_proxy")
+    proxy = site.url.removeprefix("http://")
+    monkeypatch.setattr(fetch, "pip_settings", lambda: IndexSettings(index_url="http://index.test/simple", proxy=proxy))
+    with pytest.raises(DownloadError, match="answered HTTP 404"):
+        fetch.fetch(entry.source, target.parent)
+    assert [path for path, _ in site.asked] == ["http://index.test/simple/tiny-model/"]
+
+
+@pytest.mark.parametrize("setting", [{"cert": "/absent.pem"}, {"proxy": "ftp://user:s3cret@host"}])
+def test_unusable_pip_settings(entry, target: Path, monkeypatch: pytest.MonkeyPatch, setting: dict[str, str]) -> None:
+    monkeypatch.setattr(fetch, "pip_settings", lambda: IndexSettings(index_url="http://index.test/simple", **setting))
+    with pytest.raises(DownloadError, match="pip config list") as caught:
+        fetch.fetch(entry.source, target.parent)
+    assert "s3cret" not in str(caught.value)

@@ -73,7 +73,7 @@ def test_html_index(index, entry, client) -> None:
 def test_a_page_that_lists_another_digest_is_passed_over(index, entry, client) -> None:
     html(index, entry, "#sha256=" + "0" * 64)
     settings = IndexSettings(index_url=f"{index.url}/simple")
-    with pytest.raises(DownloadError, match="sha256=0000.*not the pinned one"):
+    with pytest.raises(DownloadError, match=r"sha256=0000.*not the pinned one"):
         find_file(entry.source, settings, client)
 
 

@@ -84,9 +84,9 @@ def _config(model: str) -> PreTrainedConfig:
     path = Path(model).expanduser()
     if path.suffix == ".json" and path.is_file():
         return read_config_file(path)
-    from cutlayer.models.locate import locate
+    from cutlayer.models.locate import locate_config
 
-    return read_config(locate(model))
+    return read_config(locate_config(model))
 
 
 def _show(plan: Plan) -> None:

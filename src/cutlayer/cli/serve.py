@@ -10,6 +10,8 @@ from cyclopts import Parameter
 from cutlayer.errors import InputError
 from cutlayer.types import DEFAULT_CUT, check_dtype
 
+_SHORTEST_IDLE_S = 1.0
+
 
 def serve(
     model: str,
@@ -22,6 +24,7 @@ def serve(
     keys: Path | None = None,
     token: Path | None = None,
     max_sessions: int = 64,
+    max_sessions_per_client: int = 0,
     max_positions: int = 8192,
     max_step_positions: int = 512,
     idle: float = 600.0,
@@ -48,6 +51,8 @@ def serve(
         File with a bearer token clients must present.
     max_sessions
         Open sessions at a time.
+    max_sessions_per_client
+        Of those, how many one client certificate may have; 0 sets no limit. (Clients with a token count as one.)
     max_positions
         Tokens per session.
     max_step_positions
@@ -77,8 +82,13 @@ def serve(
     listen_policy(host, tls=keys is not None, authenticated=keys is not None or token is not None)
     secret = read_token_file(token) if token else None
     context = server_context(keys, require_client_certificate=secret is None) if keys else None
+    if not idle >= _SHORTEST_IDLE_S:
+        raise InputError(f"--idle must be at least {_SHORTEST_IDLE_S:g} s, not {idle:g}")
+    if max_sessions_per_client < 0:
+        raise InputError(f"--max-sessions-per-client must not be negative, like {max_sessions_per_client}")
     limits = Limits(
         sessions=_at_least_one("max-sessions", max_sessions),
+        sessions_per_owner=max_sessions_per_client,
         positions=_at_least_one("max-positions", max_positions),
         step_positions=min(_at_least_one("max-step-positions", max_step_positions), 4096),
         idle_s=idle,

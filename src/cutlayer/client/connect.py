@@ -6,7 +6,6 @@ with cutlayer.connect("wss://gpu.example:8443", keys="keys/client") as client:
 
 from __future__ import annotations
 
-import re
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,11 +17,10 @@ from cutlayer.client.decoder import Decoder
 from cutlayer.client.generation import Generation, Request
 from cutlayer.client.remote import Patience, RemoteBody
 from cutlayer.client.sampling import Sampler, Sampling
-from cutlayer.config import models_directory
 from cutlayer.defences.defence import Defence, build_defence
 from cutlayer.errors import CutError, InputError, ModelNotFoundError, ProtocolError, RemoteCode, RemoteError
 from cutlayer.models.family import read_config
-from cutlayer.models.locate import fingerprint, locate
+from cutlayer.models.locate import fingerprint, locate, pulled_models
 from cutlayer.models.parts import load_client
 from cutlayer.text.tokenizer import Message, Tokenizer
 from cutlayer.types import Cut, DtypeName, Secret, check_dtype
@@ -39,8 +37,8 @@ if TYPE_CHECKING:
     from cutlayer.wire.frames import InfoReply
     from cutlayer.wire.transport import Connect, PeerSecurity
 
-_PULLED_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
-_MAX_MESSAGE_BYTES: Final = 256 << 20
+_MAX_MESSAGE_BYTES: Final = 64 << 20
+"""From a server: twice what 512 positions of hidden size 16,384 take in fp32."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,7 +156,7 @@ class Client:
         self._remote.close()
 
     def abort(self) -> None:
-        """Disconnect from another thread; a waiting `generate` raises ConnectionLostError once its patience ends."""
+        """Disconnect for good, from another thread; a waiting `generate` raises ConnectionLostError."""
         self._remote.abort()
 
 
@@ -202,7 +200,7 @@ def _local_model(chosen: str | None, info: InfoReply) -> Path:
             f"the server speaks protocol {info.protocol}, this client {frames.PROTOCOL}; update the older"
         )
     name = chosen or info.model
-    if chosen is None and not (_PULLED_NAME.fullmatch(name) and (models_directory() / name).is_dir()):
+    if chosen is None and name not in pulled_models():
         # The server's word picks among models pulled here, never a path or a download.
         raise ModelNotFoundError(
             f"the server runs {name!r}, which was not pulled here; say which local model it is (--model)"
@@ -212,6 +210,11 @@ def _local_model(chosen: str | None, info: InfoReply) -> Path:
         raise RemoteError(
             RemoteCode.MODEL_MISMATCH,
             f"the server's {info.model} is not the model in {directory}; both need the same weights",
+        )
+    size = read_config(directory).hidden_size
+    if info.hidden_size != size:
+        raise ProtocolError(
+            f"the server claims hidden states of size {info.hidden_size}; those of {directory} have {size}"
         )
     return directory
 

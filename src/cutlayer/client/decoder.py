@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
@@ -58,6 +59,7 @@ class Decoder:
         self._parts = parts
         self._remote = remote
         self._defence = defence
+        self._prefixes: list[bytes] = []
         self._head_cache = parts.head.new_cache()
         self._tail_cache = parts.tail.new_cache()
         self._device = parts.head.embedding().device
@@ -102,6 +104,7 @@ class Decoder:
                         server += returned.compute_us * 1e-6
         except BaseException:
             self.rollback(base)
+            self._remote.abandon()
             raise
         self.ids += ids
         self.last_timing = StepTiming(time.perf_counter() - started, client, server)
@@ -127,7 +130,15 @@ class Decoder:
         base = self._head_cache.position
         tokens = torch.tensor([ids], device=self._device)  # [1, T]
         hidden = self._parts.head(tokens, self._head_cache)[0]  # [T, D]
-        return self._defence.release(hidden, base)
+        return self._defence.release(hidden, self._prefixes_of(base, ids))
+
+    def _prefixes_of(self, base: int, ids: Sequence[int]) -> list[bytes]:
+        """Digests of all tokens up to each of these positions, for defences whose noise depends on them."""
+        del self._prefixes[base:]
+        for token in ids:
+            before = self._prefixes[-1] if self._prefixes else b""
+            self._prefixes.append(blake2b(before + token.to_bytes(8, "little")).digest())
+        return self._prefixes[base:]
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         inputs = hidden.to(self._device, self._dtype).unsqueeze(0)  # [1, T, D]

@@ -9,6 +9,7 @@ Notation: T positions, D hidden size.
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
 
 REPLAY_BYTES: Final = 4 << 20
 """Rows per replayed frame; keeps any one frame from blocking the link for long."""
-_FIRST_RETRY_S: Final = 0.05
-_LONGEST_RETRY_S: Final = 2.0
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 2.0
 
-_REOPEN: Final = frozenset({RemoteCode.UNKNOWN_SESSION, RemoteCode.STALE_EPOCH, RemoteCode.PREFIX_MISMATCH})
-"""Refusals after which a new session and a full replay put things right."""
+_GONE: Final = frozenset({RemoteCode.UNKNOWN_SESSION, RemoteCode.STALE_EPOCH})
+"""Refusals that a new session and a full replay put right."""
+_CURABLE: Final = _GONE | {RemoteCode.PREFIX_MISMATCH}
+"""The prefix may differ after a server's accident; resuming finds out and replays."""
 
 
 class Patience(msgspec.Struct, frozen=True):
@@ -82,6 +85,10 @@ class RemoteBody:
         self._opening: tuple[str, Cut, str, int] | None = None
         self._codec: Codec | None = None
         self._hidden_size = 0
+        self._attempts = 0
+        """To recover, since the last answer. Each but the first waits a little longer, so that a server which fails again
+        and again is not overrun with replays."""
+        self._aborted = threading.Event()
 
     def info(self) -> InfoReply:
         """Ask the server what it runs."""
@@ -127,7 +134,7 @@ class RemoteBody:
         try:
             self._send(frame)
         except ConnectionLostError:
-            self._recover(reopen=False)
+            self._recover()
 
     def receive(self) -> Returned:
         """Wait for the oldest outstanding step.
@@ -135,9 +142,12 @@ class RemoteBody:
         Raises:
             ConnectionLostError: the server did not come back in time.
             RemoteError: the server refused the step.
+            ProtocolError: it answered something else than the step.
             NonFiniteError: it returned NaN or infinity.
         """
         session = self._opened()
+        if not session.outstanding:
+            raise ProtocolError("no step is waiting for its answer; send one first")
         deadline = time.monotonic() + self._patience.step_s + self._patience.recover_s
         while True:
             try:
@@ -145,19 +155,26 @@ class RemoteBody:
             except ConnectionLostError:
                 if time.monotonic() > deadline:
                     raise
-                self._recover(reopen=False)
+                self._recover()
                 continue
             except RemoteError as error:
-                if error.code not in _REOPEN or time.monotonic() > deadline:
+                if error.code not in _CURABLE or time.monotonic() > deadline:
                     raise
-                self._recover(reopen=True)
+                self._recover(error)
                 continue
             if output is None:
                 raise ProtocolError("the server sent something else where a result was due")
-            hidden = self._encoding().decode(output.payload, self._hidden_size)
-            if len(hidden) != output.positions:
-                raise ProtocolError(f"the server returned {len(hidden)} positions for a step of {output.positions}")
-            return Returned(hidden, output.compute_us)
+            self._attempts = 0
+            return Returned(self._encoding().decode(output.payload, self._hidden_size), output.compute_us)
+
+    def abandon(self) -> None:
+        """Forget the steps that nobody waits for any more, after an error or an interruption.
+
+        Their answers may still arrive, so the connection is given up with them; the next step resumes on a new one.
+        """
+        if self._session is not None and self._session.outstanding:
+            self._session.abandon()
+            self._transport.close()
 
     def close(self) -> None:
         """Free the server's memory and disconnect. A server that is gone already is no error."""
@@ -171,7 +188,8 @@ class RemoteBody:
             self._transport.close()
 
     def abort(self) -> None:
-        """Disconnect at once; another thread waiting for an answer gets an error. The server's session expires."""
+        """Disconnect for good; another thread waiting for an answer gets ConnectionLostError. The server's session expires."""
+        self._aborted.set()
         self._transport.close()
 
     def _opened(self) -> ClientSession:
@@ -193,39 +211,47 @@ class RemoteBody:
         self.traffic.received += len(data)
         return data
 
-    def _recover(self, *, reopen: bool) -> None:
+    def _recover(self, refusal: RemoteError | None = None) -> None:
         """Reconnect, resume or reopen, replay. Tries until the patience ends."""
         session = self._opened()
+        if refusal is not None and refusal.code in _GONE:
+            session.forget_server()
         deadline = time.monotonic() + self._patience.recover_s
-        pause = _FIRST_RETRY_S
         while True:
+            if self._aborted.wait(self._pause()):
+                self._transport.close()
+                raise ConnectionLostError("aborted on this side")
+            self._attempts += 1
             try:
                 self._transport.close()
                 self._transport = self._connect()
-                self._continue(session, reopen=reopen)
+                if self._aborted.is_set():  # `abort` closed the transport it found, perhaps not yet this one
+                    continue
+                self._continue(session)
             except ConnectionLostError as error:
-                if time.monotonic() + pause > deadline:
-                    raise ConnectionLostError(f"gave up after {self._patience.recover_s:.0f} s: {error}") from error
-                time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_RETRY_S)
+                failure: Exception = error
+            except RemoteError as error:
+                # On a new connection again, for a refusal may end the one it came on.
+                if error.code not in _CURABLE or session.id is None:
+                    raise
+                if error.code in _GONE:
+                    session.forget_server()
+                failure = error
             else:
                 self.traffic.resumes += 1
                 return
+            if time.monotonic() > deadline:
+                raise ConnectionLostError(f"gave up after {self._patience.recover_s:.0f} s: {failure}") from failure
 
-    def _continue(self, session: ClientSession, *, reopen: bool) -> None:
-        if not reopen and session.id is not None:
-            try:
-                self._send(session.resume())
-                session.receive(self._recv())
-            except RemoteError as error:
-                if error.code not in _REOPEN:
-                    raise
-                reopen = True
-        if reopen or session.id is None:
-            if self._opening is None:
-                raise ProtocolError("no session; open one first")
+    def _pause(self) -> float:
+        return min(_FIRST_PAUSE_S * 2.0 ** (self._attempts - 1), _LONGEST_PAUSE_S) if self._attempts else 0.0
+
+    def _continue(self, session: ClientSession) -> None:
+        if session.id is not None:
+            self._send(session.resume())
+        elif self._opening is not None:
             self._send(session.open(*self._opening))
-            session.receive(self._recv())
+        session.receive(self._recv())
         for frame, silent in session.replay(REPLAY_BYTES):
             self._send(frame)
             if silent:

@@ -15,6 +15,8 @@ from cutlayer.errors import InputError
 from cutlayer.registry import Registry
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from cutlayer.types import Secret
@@ -41,10 +43,13 @@ class Card(msgspec.Struct, frozen=True):
 class Defence(Protocol):
     """A configured defence of one session."""
 
-    def release(self, hidden: torch.Tensor, base: int) -> torch.Tensor:
-        """What leaves in place of hidden states [T, D] at positions [base, base + T).
+    def release(self, hidden: torch.Tensor, prefixes: Sequence[bytes]) -> torch.Tensor:
+        """What leaves in place of hidden states [T, D].
 
-        The same session, position and input give the same output, so a resend reveals nothing new.
+        Args:
+            hidden: consecutive positions, [T, D].
+            prefixes: for each of them, a digest of all tokens up to and including it. In one session the same prefix
+                gives the same output, so a resend reveals nothing new; another prefix gives independent noise.
         """
         ...
 

@@ -17,6 +17,8 @@ from cutlayer.defences.keyed_noise import KeyedNoise
 from cutlayer.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from cutlayer.types import Secret
@@ -71,13 +73,12 @@ class GaussianNoise:
         self._noise = noise
         self._spec = spec
 
-    def release(self, hidden: torch.Tensor, base: int) -> torch.Tensor:
+    def release(self, hidden: torch.Tensor, prefixes: Sequence[bytes]) -> torch.Tensor:
         """See `Defence.release`. Noise is added in float64 and rounded once."""
-        count, width = hidden.shape
         rows = hidden.double()  # [T, D]
         if self.clip is not None:
             rows = rows * (self.clip / rows.norm(dim=-1, keepdim=True).clamp_min(self.clip))
-        noise = self._noise.normal(base, count, width).to(hidden.device)  # [T, D]
+        noise = self._noise.normal(prefixes, hidden.shape[-1]).to(hidden.device)  # [T, D]
         return (rows + self.sigma * noise).to(hidden.dtype)
 
     def describe(self) -> str:
@@ -103,7 +104,11 @@ class _Gaussian:
             "delta": "δ per position",
             "clip": "L2 norm of a row before the noise; sensitivity is twice this",
         },
-        deviations="The noise is keyed by (session secret, position), so resends repeat it; the paper draws it afresh.",
+        deviations=(
+            "Noise is a keyed function of the session secret and the tokens up to the position, so a resend repeats it and "
+            "averages nothing away; the paper draws it afresh. float64 sampling, rounded once: no defence against attacks on "
+            "the lowest bits of floating-point noise (Mironov 2012)."
+        ),
     )
 
     def build(self, options: dict[str, str], session: Secret) -> Defence:

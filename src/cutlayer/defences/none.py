@@ -9,6 +9,8 @@ import msgspec
 from cutlayer.defences.defence import Card, Defence, read_options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from cutlayer.types import Secret
@@ -33,7 +35,7 @@ class _None:
         read_options("none", options, _NoOptions)
         return self
 
-    def release(self, hidden: torch.Tensor, base: int) -> torch.Tensor:
+    def release(self, hidden: torch.Tensor, prefixes: Sequence[bytes]) -> torch.Tensor:
         """See `Defence.release`."""
         return hidden
 

@@ -28,6 +28,19 @@ def from_hub(name: str) -> Path:
         ModelNotFoundError: the hub has no such repository or revision.
         DownloadError: the hub could not be reached or answered badly, or the repository holds no safetensors.
     """
+    return _complete(_fetch(name, _WANTED), name)
+
+
+def config_from_hub(name: str) -> Path:
+    """Return a directory that holds at least the ``config.json`` of ``hf:ORG/NAME[@REVISION]``, fetching that alone.
+
+    Raises:
+        As `from_hub`.
+    """
+    return _fetch(name, ("config.json",))
+
+
+def _fetch(name: str, wanted: tuple[str, ...]) -> Path:
     from huggingface_hub import errors, snapshot_download  # most runs never ask the hub
 
     repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
@@ -35,7 +48,7 @@ def from_hub(name: str) -> Path:
         raise InputError(f"{name!r} is not of the form {HUB_PREFIX}ORG/NAME or {HUB_PREFIX}ORG/NAME@REVISION")
     try:
         directory = snapshot_download(
-            repository, revision=revision or None, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED)
+            repository, revision=revision or None, allow_patterns=list(wanted), ignore_patterns=list(_UNWANTED)
         )
     except errors.HFValidationError as error:
         raise InputError(f"{name!r} is no repository name: {error}") from error
@@ -54,7 +67,7 @@ def from_hub(name: str) -> Path:
         ) from error
     except Exception as error:  # the hub's client lets errors of its transport libraries through
         raise DownloadError(f"fetching {name} from the hub failed: {type(error).__name__}: {error}") from error
-    return _complete(Path(directory), name)
+    return Path(directory)
 
 
 def _complete(directory: Path, name: str) -> Path:

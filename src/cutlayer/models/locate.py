@@ -18,7 +18,7 @@ from typing import Final
 from cutlayer import config
 from cutlayer.errors import ModelNotFoundError
 from cutlayer.models.checkpoint import Checkpoint, read_settings
-from cutlayer.models.hub import HUB_PREFIX, from_hub
+from cutlayer.models.hub import HUB_PREFIX, config_from_hub, from_hub
 from cutlayer.models.manifest import read_manifest
 
 FINGERPRINT_LENGTH: Final = 32
@@ -51,6 +51,11 @@ def locate(name: str) -> Path:
             f"{directory} holds no config.json; a model directory has config.json and *.safetensors"
         )
     return directory
+
+
+def locate_config(name: str) -> Path:
+    """As `locate`, for readers of ``config.json`` alone: no weights are fetched from the hub."""
+    return config_from_hub(name) if name.startswith(HUB_PREFIX) else locate(name)
 
 
 def pulled_models() -> list[str]:

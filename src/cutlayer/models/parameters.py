@@ -78,7 +78,7 @@ def count_parameters(config: PreTrainedConfig) -> Parameters:
         final_norm=_count(getattr(model.base_model, FINAL_NORM[config.model_type])),
         output_head=_count(output) - (output.weight.numel() if tied else 0),
         tied=tied,
-        cached=_cached(config),
+        cached=_cached(model.base_model.layers[0], config),
         hidden_size=config.hidden_size,
     )
     whole = sum(parameter.numel() for parameter in model.parameters())
@@ -103,7 +103,11 @@ def _resting(layer: nn.Module, config: PreTrainedConfig) -> int:
     return held - held * int(config.num_experts_per_tok) // experts
 
 
-def _cached(config: PreTrainedConfig) -> int:
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * heads * width)
+def _cached(layer: nn.Module, config: PreTrainedConfig) -> int:
+    """Asks the attention module, not the configuration: some hold settings for grouped heads that their model ignores."""
+    width, sharing = next(
+        (int(found), int(getattr(module, "num_key_value_groups", None) or 1))
+        for module in layer.modules()
+        if (found := getattr(module, "head_dim", None) or getattr(module, "head_size", None))
+    )
+    return 2 * width * int(config.num_attention_heads) // sharing

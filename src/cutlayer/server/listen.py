@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 log: Final = structlog.get_logger("cutlayer.server")
 
-_BUFFERED_MESSAGES: Final = 4
+_BUFFERED_MESSAGES: Final = 2
 """Received and not yet answered messages per connection; beyond that TCP holds the client back."""
+_CONNECTIONS_PER_SESSION: Final = 2
+"""The one that is used, and one that resumes before the server has noticed that the old one is dead."""
 _WIDEST_VALUE_BYTES: Final = 4
 _EXPIRY_CHECKS_PER_IDLE_TIME: Final = 4
 
@@ -62,8 +64,16 @@ async def listen(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
 
+    connected = 0
+    limits = service.table.limits
+
     async def accept(connection: ServerConnection) -> None:
-        await service.serve(WebSocketAcceptor(connection, _identity(connection, token)))
+        nonlocal connected
+        connected += 1
+        try:
+            await service.serve(WebSocketAcceptor(connection, _identity(connection, token)))
+        finally:
+            connected -= 1
 
     def gate(connection: ServerConnection, request: Request) -> Response | None:
         if request.path == "/health":
@@ -77,9 +87,11 @@ async def listen(
         if token is not None and not token_matches(token, request.headers.get("Authorization")):
             log.warning("unauthorised", peer=_address(connection))
             return connection.respond(HTTPStatus.UNAUTHORIZED, "a bearer token is required\n")
+        if connected >= _CONNECTIONS_PER_SESSION * limits.sessions:
+            log.warning("too_many_connections", peer=_address(connection), connections=connected)
+            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections\n")
         return None
 
-    limits = service.table.limits
     row = service.info.hidden_size * _WIDEST_VALUE_BYTES
     async with serve(
         accept,

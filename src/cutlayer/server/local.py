@@ -10,6 +10,7 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING
 
+from cutlayer.errors import ConnectionLostError
 from cutlayer.wire.memory import MemoryTransport, memory_pair
 
 if TYPE_CHECKING:
@@ -42,9 +43,19 @@ class LocalServer:
         self._loop.close()
         self.service.engine.close()
 
-    def connect(self) -> MemoryTransport:
-        """A new connection."""
+    def connect(self, identity: str = "memory") -> MemoryTransport:
+        """A new connection.
+
+        Args:
+            identity: who the server takes the client for.
+
+        Raises:
+            ConnectionLostError: the server has stopped.
+        """
+        if self._loop.is_closed():
+            raise ConnectionLostError("the local server has stopped")
         client, acceptor = memory_pair(self._loop)
+        acceptor.identity = identity
         self._clients.append(client)
         asyncio.run_coroutine_threadsafe(self.service.serve(acceptor), self._loop)
         return client

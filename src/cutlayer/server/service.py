@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log: Final = structlog.get_logger("cutlayer.server")
 
+_LONGEST_US: Final = 0xFFFF_FFFF
+
 
 class Service:
     """What all connections of a server share.
@@ -94,8 +96,7 @@ class _Connection:
                 )
 
     def _open(self, asked: frames.Open) -> bytes:
-        if self._held is not None:
-            raise RefusedError(RemoteCode.BAD_STEP, "this connection has a session; close it first")
+        self._refuse_second()
         info = self._service.info
         if asked.protocol != frames.PROTOCOL:
             raise RefusedError(RemoteCode.BAD_FRAME, f"protocol {asked.protocol} asked for, {frames.PROTOCOL} spoken")
@@ -115,11 +116,12 @@ class _Connection:
         return held.wire.opened()
 
     async def _resume(self, asked: frames.Resume) -> bytes:
-        if self._held is not None:
-            raise RefusedError(RemoteCode.BAD_STEP, "this connection has a session; close it first")
-        held = self._service.table.find(asked.session, self._acceptor.identity)
-        async with held.lock:
-            reply = held.wire.resumed(asked.epoch)
+        self._refuse_second()
+        table, identity = self._service.table, self._acceptor.identity
+        async with table.find(asked.session, identity).lock:
+            # Once more: whoever held the lock may have closed the session since.
+            held = table.find(asked.session, identity)
+            reply = held.wire.resumed(asked)
             self._attach(held)
         log.info("session_resumed", peer=self._acceptor.identity, epoch=held.wire.epoch, position=held.wire.position)
         return reply
@@ -145,14 +147,21 @@ class _Connection:
                 output, microseconds = await self._service.engine.run(hidden, step.base, held.cache)
                 returned = held.wire.codec.encode(output) if wanted else b""
             except BaseException as error:
+                # The cache is left alone: a cancelled step may still be running in the engine's thread, and what the cache
+                # holds beyond the session's position is overwritten by the next step.
                 held.wire.forget_from(step.base)
-                held.cache.rollback(min(step.base, held.cache.position))
                 if isinstance(error, NonFiniteError):
                     raise RefusedError(RemoteCode.NON_FINITE, f"the model's output: {error}") from None
                 raise
             held.wire.commit(step, payload)
             held.used = time.monotonic()
-        return frames.encode(frames.Result(step.sequence, step.base, step.count, microseconds), returned)
+        return frames.encode(
+            frames.Result(step.sequence, step.base, step.count, min(microseconds, _LONGEST_US)), returned
+        )
+
+    def _refuse_second(self) -> None:
+        if self._held is not None and self._service.table.holds(self._held):
+            raise RefusedError(RemoteCode.BAD_STEP, "this connection has a session; close it first")
 
     def _attach(self, held: HeldSession) -> None:
         self._held, self._epoch = held, held.wire.epoch

@@ -22,6 +22,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     sessions: int = 64
     """Open sessions, attached to a connection or waiting for a resume."""
+    sessions_per_owner: int = 0
+    """Of those, how many one identity may have; 0 sets no limit of its own."""
     positions: int = 8192
     """Positions (tokens) per session; bounds the cache."""
     step_positions: int = 512
@@ -72,6 +74,11 @@ class SessionTable:
         self.expire()
         if len(self._sessions) >= self.limits.sessions:
             raise RefusedError(RemoteCode.LIMIT, f"all {self.limits.sessions} sessions are in use; try again later")
+        theirs = sum(held.wire.owner == owner for held in self._sessions.values())
+        if 0 < self.limits.sessions_per_owner <= theirs:
+            raise RefusedError(
+                RemoteCode.LIMIT, f"you have {theirs} sessions open, as many as one client may; close one"
+            )
         if max_positions > self.limits.positions:
             raise RefusedError(
                 RemoteCode.LIMIT, f"{max_positions} positions asked for, a session may hold {self.limits.positions}"

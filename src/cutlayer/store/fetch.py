@@ -1,7 +1,7 @@
 """Fetch a pinned file: resumable, never larger than pinned, never under its own name before its digest was checked.
 
 Bytes go to ``FILE.part``, which survives interruption. The next attempt asks for the rest with a Range request; a
-server that ignores Range sends the file from the start, and the part is then written anew.
+server that ignores or refuses Range sends the file from the start, and the part is then written anew.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], None]
 
 _CHUNK: Final = 1 << 18
+_RANGE_REFUSED: Final = (httpx2.codes.PARTIAL_CONTENT, httpx2.codes.RANGE_NOT_SATISFIABLE)
 _RESUMES: Final = "what arrived is kept and the next attempt resumes there"
 
 
@@ -129,15 +130,18 @@ def _open(url: str, wanted: int, client: httpx2.Client) -> Iterator[tuple[int, I
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={wanted}-"} if wanted else {})
     # Chunks are taken as they arrive: bytes gathered for a larger chunk would be lost when the connection breaks.
     with client.stream("GET", url, headers=headers, follow_redirects=True) as answer:
-        if answer.status_code == httpx2.codes.PARTIAL_CONTENT:
-            given = answer.headers.get("content-range", "")
-            if not given.startswith(f"bytes {wanted}-"):
-                raise DownloadError(f"{masked(url)} answered with {given!r} when asked from byte {wanted}; {_RESUMES}")
-            yield wanted, answer.iter_bytes()
-        elif answer.status_code == httpx2.codes.OK:
+        from_wanted = answer.headers.get("content-range", "").startswith(f"bytes {wanted}-")
+        if answer.status_code == httpx2.codes.OK:
             yield 0, answer.iter_bytes()
-        else:
+            return
+        if answer.status_code == httpx2.codes.PARTIAL_CONTENT and from_wanted:
+            yield wanted, answer.iter_bytes()
+            return
+        if not wanted or answer.status_code not in _RANGE_REFUSED:
             raise DownloadError(f"{masked(url)} answered HTTP {answer.status_code}; {_RESUMES}")
+    # Asking for the same range again would fail forever.
+    with _open(url, 0, client) as whole:
+        yield whole
 
 
 def _client(settings: IndexSettings) -> httpx2.Client:

@@ -9,12 +9,14 @@ replay sends the very same bytes, noise included) and can therefore continue on 
     # the connection breaks:
     transport.send(session.resume());       session.receive(...)                   # RESUMED, or ERROR unknown_session
     for again in session.replay(max_bytes): transport.send(again.frame); session.receive(...)
+    # an answer was refused, or nobody waits for it any more:
+    session.abandon()                                                              # then resume as above
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cutlayer.errors import ProtocolError, RemoteError
 from cutlayer.wire import frames
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cutlayer.types import Cut
-
-_WRAP: Final = 1 << 32
 
 
 class Output(NamedTuple):
@@ -65,6 +65,8 @@ class ClientSession:
         self._digests = PrefixDigests()
         self._sequence = 0  # counts afresh in every epoch, on both sides
         self._pending: deque[frames.Step] = deque()
+        self._asked: type[frames.Header] | None = None
+        """The only answer that has a place now, if it is not a RESULT."""
         self._resume_from = 0
 
     @property
@@ -74,19 +76,29 @@ class ClientSession:
 
     def open(self, fingerprint: str, cut: Cut, codec: str, max_positions: int = 0) -> bytes:
         """Ask for a new session. Rows already sent are kept for `replay`."""
+        self.forget_server()
+        self._asked = frames.Opened
+        return frames.encode(frames.Open(frames.PROTOCOL, fingerprint, cut, codec, max_positions))
+
+    def forget_server(self) -> None:
+        """Give up the server's half: from here only `open` leads on."""
         self.id = None
         self._resume_from = 0
-        return frames.encode(frames.Open(frames.PROTOCOL, fingerprint, cut, codec, max_positions))
 
     def resume(self) -> bytes:
         """Ask to continue this session on a new connection.
+
+        Every attempt takes an epoch of its own. If the answer to one is lost, the server is ahead, and the next attempt
+        must not look like an old one to it.
 
         Raises:
             ProtocolError: it was never opened.
         """
         if self.id is None:
             raise ProtocolError("cannot resume a session that was never opened")
-        return frames.encode(frames.Resume(self.id, self.epoch))
+        self.epoch += 1
+        self._asked = frames.Resumed
+        return frames.encode(frames.Resume(self.id, self.epoch, self._settled))
 
     def step(self, base: int, rows: bytes) -> bytes:
         """Send `rows` as the positions from `base` on, rolling back to `base` first if it lies behind.
@@ -106,8 +118,7 @@ class ClientSession:
                 f"position {base + count} exceeds the session's {self.max_positions}; shorten the prompt or the answer, "
                 "or raise the server's --max-positions"
             )
-        del self._rows[base * self.row_bytes :]
-        self._digests.rollback(base)
+        self._rollback(base)
         step = self._next_step(base, count, flags=0)
         self._rows += rows
         self._digests.extend(rows, self.row_bytes)
@@ -115,8 +126,14 @@ class ClientSession:
         self._pending.append(step)
         return frames.encode(step, rows)
 
+    def abandon(self) -> None:
+        """Forget the unanswered steps and their rows. Answers may still be on their way, so a resume must follow."""
+        self._rollback(self._settled)
+        self._pending.clear()
+
     def close(self) -> bytes:
         """Ask the server to forget the session."""
+        self._asked = frames.Closed
         return frames.encode(frames.Close())
 
     def receive(self, data: bytes) -> Output | None:
@@ -131,6 +148,10 @@ class ClientSession:
             ProtocolError: the frame has no place here.
         """
         header, payload = _unpack(data)
+        due = self._asked or frames.Result
+        if type(header) is not due:
+            raise ProtocolError(f"the server sent {type(header).__name__} where {due.__name__} was due")
+        self._asked = None
         match header:
             case frames.Result():
                 return self._result(header, payload)
@@ -139,14 +160,13 @@ class ClientSession:
                 self.max_positions, self.max_step_positions = header.max_positions, header.max_step_positions
                 self._sequence = 0
             case frames.Resumed():
-                self.epoch = header.epoch
+                if header.epoch != self.epoch:
+                    raise ProtocolError(f"the server resumed at epoch {header.epoch} where {self.epoch} was asked for")
                 self._sequence = 0
-                known = header.position <= self.sent and self._digests.at(header.position) == header.digest
+                known = header.position <= self._settled and self._digests.at(header.position) == header.digest
                 self._resume_from = header.position if known else 0
             case frames.Closed():
                 self.id = None
-            case _:
-                raise ProtocolError(f"the server sent a {type(header).__name__} frame, which only clients send")
         return None
 
     def replay(self, max_bytes: int) -> Iterator[Replayed]:
@@ -158,8 +178,7 @@ class ClientSession:
         Args:
             max_bytes: rows per replayed frame are limited to this many bytes.
         """
-        unanswered = [step for step in self._pending if not step.flags & NO_REPLY]
-        target = unanswered[0].base if unanswered else self.sent
+        unanswered, target = self._unanswered, self._settled
         per_frame = max(1, min(self.max_step_positions, max_bytes // self.row_bytes))
         lacking = range(min(self._resume_from, target), target, per_frame)
         silent = [self._next_step(base, min(per_frame, target - base), NO_REPLY) for base in lacking]
@@ -171,8 +190,23 @@ class ClientSession:
             sent = rows[step.base * self.row_bytes : (step.base + step.count) * self.row_bytes]
             yield Replayed(frames.encode(step, sent), bool(step.flags & NO_REPLY))
 
+    @property
+    def _unanswered(self) -> list[frames.Step]:
+        return [step for step in self._pending if not step.flags & NO_REPLY]
+
+    @property
+    def _settled(self) -> int:
+        """Positions whose outputs were received; the unanswered steps begin here."""
+        unanswered = self._unanswered
+        return unanswered[0].base if unanswered else self.sent
+
+    def _rollback(self, position: int) -> None:
+        del self._rows[position * self.row_bytes :]
+        self._digests.rollback(position)
+        self.sent = position
+
     def _next_step(self, base: int, count: int, flags: int) -> frames.Step:
-        self._sequence = (self._sequence + 1) % _WRAP
+        self._sequence = (self._sequence + 1) % frames.SEQUENCES
         return frames.Step(self._sequence, base, count, flags, self._digests.at(base))
 
     def _result(self, header: frames.Result, payload: memoryview) -> Output:
@@ -184,8 +218,9 @@ class ClientSession:
                 f"the server answered step {header.sequence} ({header.base}+{header.count}) "
                 f"where step {step.sequence} ({step.base}+{step.count}) was due"
             )
-        if step.flags & NO_REPLY and payload:
-            raise ProtocolError("the server returned hidden states for a step that asked for none")
+        wanted = 0 if step.flags & NO_REPLY else step.count * self.row_bytes
+        if len(payload) != wanted:
+            raise ProtocolError(f"the server returned {len(payload)} bytes for a step that takes {wanted}")
         self._pending.popleft()
         return Output(header.base, header.count, payload, header.compute_us)
 

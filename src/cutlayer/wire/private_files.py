@@ -45,21 +45,28 @@ def read_private(file: Path) -> bytes:
         InsecureError: its group or others have any access to it.
     """
     try:
-        # Without O_NONBLOCK a pipe would block the open; the check below then refuses it.
-        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"{file} is no regular file")
-            if status.st_mode & _OTHERS:
-                raise InsecureError(
-                    f"{file} holds a secret but has mode {stat.S_IMODE(status.st_mode):04o}, so others can get at it; "
-                    f"run `chmod 600 {file}`, and replace the secret if others may have read it"
-                )
-            content = stream.read(MAX_BYTES + 1)
+        # Without O_NONBLOCK the open would wait for the other end of a pipe; the check below then refuses it.
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         raise InputError(f"{file} does not exist") from None
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from error
+    try:
+        # Of the open file, not of the path, which could lead elsewhere a moment later.
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{file} is no regular file")
+        if status.st_mode & _OTHERS:
+            raise InsecureError(
+                f"{file} holds a secret but has mode {stat.S_IMODE(status.st_mode):04o}, so others can get at it; "
+                f"run `chmod 600 {file}`, and replace the secret if others may have read it"
+            )
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            content = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
     if len(content) > MAX_BYTES:
         raise InputError(f"{file} is longer than {MAX_BYTES} bytes; that is no key or token")
     return content

@@ -7,7 +7,7 @@ completely before anything changes; `commit` records it after the model has run.
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from cutlayer.errors import RefusedError, RemoteCode
 from cutlayer.wire import frames
@@ -15,8 +15,6 @@ from cutlayer.wire.prefix import PrefixDigests
 
 if TYPE_CHECKING:
     from cutlayer.wire.codecs import Codec
-
-_WRAP: Final = 1 << 32
 
 
 class ServerSession:
@@ -55,19 +53,20 @@ class ServerSession:
         """The answer to OPEN."""
         return frames.encode(frames.Opened(self.id, self.epoch, self.max_positions, self.max_step_positions))
 
-    def resumed(self, epoch: int) -> bytes:
+    def resumed(self, asked: frames.Resume) -> bytes:
         """Fence all earlier connections and answer RESUME.
 
         Raises:
-            RefusedError: the client's epoch is older than the session's, so it is not the client's latest connection.
+            RefusedError: the epoch is not newer than the session's, so this is not the client's latest attempt.
         """
-        if epoch != self.epoch:
+        if asked.epoch <= self.epoch:
             raise RefusedError(
-                RemoteCode.STALE_EPOCH, f"session is at epoch {self.epoch}, resume came from {epoch}", fatal=True
+                RemoteCode.STALE_EPOCH, f"session is at epoch {self.epoch}, resume asks for {asked.epoch}", fatal=True
             )
-        self.epoch += 1
+        self.epoch = asked.epoch
         self._sequence = 0
-        return frames.encode(frames.Resumed(self.epoch, self.position, self._digests.at(self.position)))
+        common = min(asked.position, self.position)
+        return frames.encode(frames.Resumed(self.epoch, common, self._digests.at(common)))
 
     def accept(self, step: frames.Step, payload: memoryview) -> None:
         """Check a step against the session, changing nothing.
@@ -76,7 +75,7 @@ class ServerSession:
             RefusedError: wrong sequence, gap, limit, digest or payload length.
         """
         # The last sequence number again is the same step again; running it twice leaves the same state.
-        if step.sequence not in {self._sequence, (self._sequence + 1) % _WRAP}:
+        if step.sequence not in {self._sequence, (self._sequence + 1) % frames.SEQUENCES}:
             raise RefusedError(
                 RemoteCode.BAD_STEP, f"step {step.sequence} out of order: {self._sequence} was the last one"
             )

@@ -5,21 +5,26 @@ Compression is off: its ratio would leak content, and hidden states hardly compr
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import socket
 import ssl
-from typing import TYPE_CHECKING, Final
+import struct
+from typing import TYPE_CHECKING, Any, Final
 
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
+from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as ws_connect
 
-from cutlayer.errors import ConnectionLostError, InputError, InsecureError, RemoteCode, RemoteError
+from cutlayer.errors import ConnectionLostError, InputError, RemoteCode, RemoteError
 from cutlayer.wire.frames import SUBPROTOCOL
+from cutlayer.wire.handshake import explain
+from cutlayer.wire.printable import printable
 from cutlayer.wire.token import authorisation
 from cutlayer.wire.transport import UNPROTECTED, PeerSecurity
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection
-    from websockets.sync.client import ClientConnection
     from websockets.typing import Subprotocol
 
     from cutlayer.types import Secret
@@ -27,6 +32,9 @@ if TYPE_CHECKING:
 KEEPALIVE_S: Final = 20.0
 """A peer that answers no ping for this long is taken for gone."""
 
+_BUFFERED_MESSAGES: Final = 8
+"""Received and not yet asked for; a client has fewer steps under way. Beyond that TCP holds the server back."""
+_HTTP_REDIRECTION: Final = 3
 _HTTP_UNAUTHORISED: Final = 401
 _HTTP_FORBIDDEN: Final = 403
 
@@ -67,14 +75,17 @@ class WebSocketTransport:
                 additional_headers=headers,
                 compression=None,
                 max_size=max_message_bytes,
+                max_queue=_BUFFERED_MESSAGES,
                 open_timeout=open_timeout_s,
                 ping_interval=keepalive_s,
                 ping_timeout=keepalive_s,
                 close_timeout=2,
                 proxy=True if context else None,
+                create_connection=_Direct,
+                legacy=True,
             )
-        except ssl.SSLCertVerificationError as error:
-            raise InsecureError(f"the certificate of {url} does not verify: {error.verify_message}") from None
+        except ssl.SSLError as error:
+            raise explain(error, url) from None
         except InvalidStatus as error:
             status = error.response.status_code
             if status in {_HTTP_UNAUTHORISED, _HTTP_FORBIDDEN}:
@@ -84,8 +95,13 @@ class WebSocketTransport:
             raise ConnectionLostError(f"{url} answered HTTP {status} instead of a WebSocket") from None
         except InvalidURI as error:
             raise InputError(f"{url!r} is no server URL: {error}") from None
-        except (OSError, TimeoutError, InvalidHandshake, EOFError) as error:
-            raise ConnectionLostError(f"cannot connect to {url}: {error or type(error).__name__}") from error
+        except (InvalidMessage, ConnectionClosed, EOFError) as error:
+            # Under TLS 1.3 a server refuses a client only after the client's handshake is done; websockets drops the alert.
+            hint = "; if it wants a client certificate, pass --keys DIR/client" if context else "; does it speak wss://?"
+            raise ConnectionLostError(f"{url} ended the connection before answering{hint}") from error
+        except (OSError, TimeoutError, InvalidHandshake) as error:
+            raise ConnectionLostError(f"cannot connect to {url}: {printable(str(error)) or type(error).__name__}") from error
+        _limit_sending(self._socket.socket, keepalive_s)
         if self._socket.subprotocol != SUBPROTOCOL:
             self._socket.close()
             raise ConnectionLostError(f"{url} does not speak {SUBPROTOCOL}; is it a cutlayer server of this version?")
@@ -95,7 +111,7 @@ class WebSocketTransport:
         try:
             self._socket.send(data)
         except (ConnectionClosed, OSError) as error:
-            raise ConnectionLostError(f"connection lost while sending: {error}") from error
+            raise ConnectionLostError(f"connection lost while sending: {printable(str(error))}") from error
 
     def recv(self, timeout_s: float | None = None) -> bytes:
         """See `Transport.recv`."""
@@ -104,11 +120,17 @@ class WebSocketTransport:
         except TimeoutError:
             raise ConnectionLostError(f"no answer within {timeout_s} s") from None
         except (ConnectionClosed, OSError) as error:
-            raise ConnectionLostError(f"connection lost while waiting: {error}") from error
+            # Printable: the server gives its reason in its own words.
+            raise ConnectionLostError(f"connection lost while waiting: {printable(str(error))}") from error
 
     def close(self) -> None:
         """See `Transport.close`."""
         self._socket.close()
+
+    def break_connection(self) -> None:
+        """Cut the connection under the protocol's feet, as a pulled cable would. For tests."""
+        with contextlib.suppress(OSError):
+            self._socket.socket.shutdown(socket.SHUT_RDWR)
 
     def security(self) -> PeerSecurity:
         """Protocol, cipher and certificate of the server."""
@@ -142,14 +164,35 @@ class WebSocketAcceptor:
         await self._connection.close()
 
 
-def _security(socket: object) -> PeerSecurity:
-    if not isinstance(socket, ssl.SSLSocket):
+class _Direct(ClientConnection):
+    """A connection that follows no redirect: the URL was checked, and where the server points to was not."""
+
+    def handshake(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().handshake(*args, **kwargs)
+        except InvalidStatus as error:
+            status = error.response.status_code
+            if status // 100 == _HTTP_REDIRECTION:
+                # Not as InvalidStatus, which `ws_connect` would take as an invitation to go there
+                raise ConnectionLostError(f"the server redirects (HTTP {status}), which cutlayer never follows") from None
+            raise
+
+
+def _limit_sending(channel: object, seconds: float) -> None:
+    """End a send during which the peer takes nothing for so long. Pings cannot notice: they queue behind it."""
+    if isinstance(channel, socket.socket) and hasattr(socket, "SO_SNDTIMEO"):
+        whole, fraction = divmod(seconds, 1)
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(whole), int(fraction * 1e6)))
+
+
+def _security(channel: object) -> PeerSecurity:
+    if not isinstance(channel, ssl.SSLSocket):
         return UNPROTECTED
-    encoded = socket.getpeercert(binary_form=True) or b""
-    subject = dict(pair for group in (socket.getpeercert() or {}).get("subject", ()) for pair in group)  # type: ignore[misc]
-    cipher = socket.cipher()
+    encoded = channel.getpeercert(binary_form=True) or b""
+    subject = dict(pair for group in (channel.getpeercert() or {}).get("subject", ()) for pair in group)  # type: ignore[misc]
+    cipher = channel.cipher()
     return PeerSecurity(
-        protocol=socket.version() or "none",
+        protocol=channel.version() or "none",
         cipher=cipher[0] if cipher else "",
         peer=str(subject.get("commonName", "")),
         fingerprint=hashlib.sha256(encoded).hexdigest() if encoded else "",

@@ -1,0 +1,33 @@
+"""What the benchmarks share: the prompts, and printing and writing a record."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from cutlayer.records.record import write_record
+
+if TYPE_CHECKING:
+    from cutlayer.records.record import Record
+
+ROOT: Final = Path(__file__).parent.parent
+RECORDS: Final = Path(__file__).parent / "records"
+PROMPTS: Final = "tests/data/prompts.jsonl (20 prompts of our own)"
+
+
+def prompt_texts(count: int) -> list[str]:
+    """The first `count` prompts, repeated if there are fewer."""
+    lines = (ROOT / "tests" / "data" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    return [texts[i % len(texts)] for i in range(count)]
+
+
+def finish(record: Record, *, write: bool) -> None:
+    """Print the record's figures as JSON and write the record."""
+    if write:
+        sys.stderr.write(f"wrote {write_record(record, RECORDS)}\n")
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(record.figures), indent=1).decode() + "\n")

@@ -1,0 +1,1 @@
+"""Records: what a benchmark, an audit or a training run measured, and under which conditions."""
