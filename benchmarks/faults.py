@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 
 from cyclopts import App
-from report import PROMPTS, finish, prompt_texts
 from rich.progress import track
 
 from cutlayer.cli.server_process import ServerProcess
@@ -19,6 +18,7 @@ from cutlayer.client.connect import Client, Options, dialler
 from cutlayer.client.remote import Patience
 from cutlayer.records.record import Figure, median, new_record, proportion
 from cutlayer.wire.transport import Connect, Transport
+from report import PROMPTS, finish, prompt_texts
 
 PAUSE_S = 5.0
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from cyclopts import App
-from report import PROMPTS, finish, prompt_texts
 from rich.progress import track
 from transformers import AutoModelForCausalLM
 
@@ -17,6 +16,7 @@ from cutlayer.models.parts import load_body
 from cutlayer.records.record import Figure, exact, new_record, proportion
 from cutlayer.server.build import build_service
 from cutlayer.server.local import LocalServer
+from report import PROMPTS, finish, prompt_texts
 
 CUTS = ("0:30", "1:-1", "2:-2", "4:-4", "8:-2")
 

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from cyclopts import App
-from report import finish
 from rich.progress import track
 
 from cutlayer.cli.server_process import ServerProcess
@@ -23,6 +22,7 @@ from cutlayer.models.parameters import count_parameters
 from cutlayer.models.plan import make_plan
 from cutlayer.records.record import exact, median, new_record
 from cutlayer.types import Cut
+from report import finish
 
 app = App(help=__doc__)
 

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import torch
 from cyclopts import App, Parameter
-from report import PROMPTS, finish, prompt_texts
 from rich.progress import track
 from transformers import AutoModelForCausalLM
 
@@ -19,6 +18,7 @@ from cutlayer.cli.server_process import ServerProcess
 from cutlayer.client.connect import Options, connect
 from cutlayer.models.locate import locate
 from cutlayer.records.record import exact, median, new_record, quantile
+from report import PROMPTS, finish, prompt_texts
 
 app = App(help=__doc__)
 

@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from cutlayer.client.decoder import Decoder
 from cutlayer.client.remote import Patience, RemoteBody
+from cutlayer.defences.defence import build_defence
 from cutlayer.errors import ConnectionLostError, NonFiniteError, ProtocolError, RemoteCode, RemoteError
+from cutlayer.models.parts import load_client
 from cutlayer.server.build import build_service
 from cutlayer.server.local import LocalServer
 from cutlayer.server.sessions import Limits
+from cutlayer.types import Secret
 from cutlayer.wire import frames
 from cutlayer.wire.codecs import CODECS
 
@@ -67,7 +71,9 @@ def script(seed: int, length: int = 25) -> list[tuple[int, list[torch.Tensor]]]:
     position, acts = 0, []
     for number in range(length):
         base = max(0, position - chance.choice([0, 0, 0, 1, 3, 9])) if position < 100 else 0
-        chunks = [hidden(chance.randint(1, 6), 1000 * seed + 10 * number + i) for i in range(chance.choice([1, 1, 1, 4]))]
+        chunks = [
+            hidden(chance.randint(1, 6), 1000 * seed + 10 * number + i) for i in range(chance.choice([1, 1, 1, 4]))
+        ]
         acts.append((base, chunks))
         position = base + sum(map(len, chunks))
     return acts
@@ -129,6 +135,7 @@ def test_outputs_equal_an_undisturbed_run_on_a_line_that_breaks(
     cable._rate = 0.08
     disturbed = play(remote, acts)
     assert cable.breaks > 10
+    assert remote._attempts == 0
     assert remote.traffic.resumes > 0
     assert all(map(torch.equal, undisturbed, disturbed))
     assert len(server.service.table) == 2
@@ -317,7 +324,9 @@ def _lost(*_: object) -> bytes:
     raise ConnectionLostError("lost")
 
 
-def test_abort_ends_the_waiting_of_another_thread_for_good(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_abort_ends_the_waiting_of_another_thread_for_good(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     remote = opened(server)
     arrived = threading.Event()
 
@@ -347,3 +356,34 @@ def test_closing_frees_the_servers_memory(server: LocalServer) -> None:
     while len(server.service.table) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert server.service.table.cache_bytes() == 0
+
+
+def test_a_conversation_goes_on_after_an_answer_was_stopped(
+    server: LocalServer, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ctrl-C does in the middle of a long prompt, with chunks under way."""
+    parts = load_client(tiny("llama"), server.service.info.cut, torch.float32)
+    prompt, other = list(range(3, 70)), list(range(30, 50))
+
+    def decoder() -> Decoder:
+        return Decoder(parts, opened(server), build_defence("none", Secret(bytes(32))))
+
+    undisturbed = decoder()
+    expected = [undisturbed.extend(prompt[:9]), undisturbed.extend(other)]
+    disturbed = decoder()
+    got = [disturbed.extend(prompt[:9])]
+    receive, calls = disturbed._remote.receive, []
+
+    def interrupted() -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return receive()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disturbed._remote, "receive", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            disturbed.extend(prompt[9:])
+    assert disturbed.ids == prompt[:9]
+    got.append(disturbed.extend(other))
+    assert all(map(torch.equal, expected, got))

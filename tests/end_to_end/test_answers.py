@@ -107,6 +107,16 @@ def test_python_sync_and_async_give_the_same(server: ServerProcess) -> None:
     assert result.token_ids == expected.token_ids
 
 
+@pytest.mark.parametrize("example", ["answer.py", "answer_async.py"])
+def test_examples_run(example: str, server: ServerProcess) -> None:
+    script = Path(__file__).parents[2] / "examples" / example
+    done = subprocess.run(
+        [sys.executable, str(script), server.url, str(server.client_keys)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+
+
 def test_an_async_task_can_be_cancelled_and_the_client_used_again(server: ServerProcess) -> None:
     async def ask() -> str:
         async with package.aconnect(server.url, keys=server.client_keys) as client:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import struct
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+import structlog
 
 from cutlayer.errors import RemoteCode
 from cutlayer.types import Cut
@@ -15,6 +17,9 @@ from cutlayer.wire import frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+# A line for each of thousands of refusals would bury a failing test's own words; internal errors still show.
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
 
 PREFIX = struct.Struct("<BH")
 
@@ -31,18 +36,34 @@ VALID = [
     frames.encode(frames.Info()),
     frames.encode(
         frames.InfoReply(
-            1, "0.1", "tiny", "f" * 32, Cut(2, 4, 6), "float32", "cpu", 32, 256, ["bf16", "fp32"], 1.7e9, ["a.b", "c.d"], 2
+            1,
+            "0.1",
+            "tiny",
+            "f" * 32,
+            Cut(2, 4, 6),
+            "float32",
+            "cpu",
+            32,
+            256,
+            ["bf16", "fp32"],
+            1.7e9,
+            ["a.b", "c.d"],
+            2,
         )
     ),
     frames.encode(frames.Failure(RemoteCode.LIMIT, "too many", False)),
 ]
 
 # MessagePack markers whose lengths are a promise nobody has to keep: str, bin, array, map, extension of 32 bits
-PROMISES = [bytes([marker]) + length for marker in (0xDB, 0xC6, 0xDD, 0xDF, 0xC9) for length in (b"\xff" * 4, b"\x7f" + b"\xff" * 3)]
+PROMISES = [
+    bytes([marker]) + length
+    for marker in (0xDB, 0xC6, 0xDD, 0xDF, 0xC9)
+    for length in (b"\xff" * 4, b"\x7f\xff\xff\xff")
+]
 VALUES = [
-    None, True, -1, 0, 1, 255, 65535, 65536, 1 << 24, 1 << 32, (1 << 64) - 1, -(1 << 63), 1.5, float("nan"), float("inf"), "", "x" * 257,
-    "\x1b[31m", b"", bytes(8), bytes(16), bytes(300), [], [1, 2, 3], [3, 2, 1], [0, 1, 1], ["x"] * 65, {}, {"a": 1},
-    msgspec.msgpack.Ext(1, b"x"), msgspec.msgpack.Ext(-1, b"\0" * 4),
+    None, True, -1, 0, 1, 255, 65535, 65536, 1 << 24, 1 << 32, (1 << 64) - 1, -(1 << 63), 1.5, float("nan"), float("inf"),
+    "", "x" * 257, "\x1b[31m", b"", bytes(8), bytes(16), bytes(300), [], [1, 2, 3], [3, 2, 1], [0, 1, 1], ["x"] * 65,
+    {}, {"a": 1}, msgspec.msgpack.Ext(1, b"x"), msgspec.msgpack.Ext(-1, b"\0" * 4),
 ]  # fmt: skip
 
 
@@ -78,7 +99,9 @@ def spliced(chance: random.Random) -> bytes:
 def wrong_length(chance: random.Random) -> bytes:
     """A valid frame that lies about the length of its header."""
     data = bytearray(chance.choice(VALID))
-    struct.pack_into("<H", data, 1, chance.choice([0, 1, len(data) - 4, len(data), 255, 256, 0xFFFF, chance.randrange(0x10000)]))
+    struct.pack_into(
+        "<H", data, 1, chance.choice([0, 1, len(data) - 4, len(data), 255, 256, 0xFFFF, chance.randrange(0x10000)])
+    )
     return bytes(data)
 
 

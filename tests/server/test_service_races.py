@@ -9,7 +9,6 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import pytest
 import torch
 
 from cutlayer.errors import ConnectionLostError, RemoteCode
@@ -24,12 +23,12 @@ from cutlayer.wire.prefix import PrefixDigests
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    import pytest
+
 HIDDEN = 2
 CODEC = CODECS.get("fp32")
 CUT = Cut(0, 1, 1)
-INFO = frames.InfoReply(
-    1, "0", "tiny", "f", CUT, "float32", "cpu", HIDDEN, 100, CODECS.names(), 0.0, [], 0
-)
+INFO = frames.InfoReply(1, "0", "tiny", "f", CUT, "float32", "cpu", HIDDEN, 100, CODECS.names(), 0.0, [], 0)
 
 
 class Cache:
@@ -189,6 +188,7 @@ def test_steps_queued_on_the_old_connection_are_fenced_off() -> None:
         await world.turn()
         assert [type(answer) for answer in new.answers] == [frames.Resumed, frames.Result]
         assert new.answers[0].position == 1
+        assert [type(answer) for answer in old.answers] == [frames.Opened, frames.Result, frames.Failure]
         assert old.answers[-1].code is RemoteCode.STALE_EPOCH
         assert old.answers[-1].fatal
         assert old.closed
@@ -310,6 +310,9 @@ def test_a_failing_engine_leaves_the_session_where_the_step_began() -> None:
         assert peer.answers[-1].code is RemoteCode.INTERNAL
         assert not peer.answers[-1].fatal
         assert "device full" not in peer.answers[-1].message
+        peer.say(step(3, 1, 2), row(6))
+        await world.turn()
+        assert peer.answers[-1].code is RemoteCode.BAD_STEP  # the second row went with the step that replaced it
         peer.say(step(3, 1), row(6))
         await world.turn()
         world.engine.finish()

@@ -55,7 +55,9 @@ def answer(client: ClientSession, frame: bytes) -> None:
     client.receive(frames.encode(frames.Result(step.sequence, step.base, step.count, 0), payload))
 
 
-def run(server: ServerSession, base: int, data: bytes, sequence: int | None = None, prefix: bytes | None = None) -> None:
+def run(
+    server: ServerSession, base: int, data: bytes, sequence: int | None = None, prefix: bytes | None = None
+) -> None:
     """Accept and commit a step."""
     at = server._digests.at(min(base, server.position)) if prefix is None else digest(prefix)
     header = frames.Step(server._sequence + 1 if sequence is None else sequence, base, len(data) // ROW, 0, at)
@@ -233,7 +235,8 @@ def test_abandoning_during_a_replay_keeps_the_answered_rows(client: ClientSessio
 
 
 def test_sequence_numbers_wrap(client: ClientSession, server: ServerSession) -> None:
-    for _ in range(frames.SEQUENCES + 2):
+    client._sequence = server._sequence = frames.SEQUENCES - 3
+    for _ in range(5):
         frame = frames.decode(client.step(0, rows(1)))
         server.accept(frame.header, frame.payload)
         server.commit(frame.header, frame.payload)
@@ -242,7 +245,7 @@ def test_sequence_numbers_wrap(client: ClientSession, server: ServerSession) -> 
 
 
 def test_an_error_frame_raises_what_it_says(client: ClientSession) -> None:
-    with pytest.raises(RemoteError, match="limit.*too many") as caught:
+    with pytest.raises(RemoteError, match=r"\(limit\): too many") as caught:
         client.receive(refusal(RefusedError(RemoteCode.LIMIT, "too many")))
     assert caught.value.code is RemoteCode.LIMIT
 

@@ -31,6 +31,7 @@ app = App(
     name="cutlayer",
     help="Run a language model split between this machine and a server you do not trust.",
     version=cutlayer.__version__,
+    help_format="plaintext",  # markdown would cost 45 ms of imports
 )
 for _name, (_target, _help) in VERBS.items():
     app.command(_target, name=_name, help=_help)

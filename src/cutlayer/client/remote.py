@@ -160,7 +160,7 @@ class RemoteBody:
             except RemoteError as error:
                 if error.code not in _CURABLE or time.monotonic() > deadline:
                     raise
-                self._recover(error)
+                self._recover()
                 continue
             if output is None:
                 raise ProtocolError("the server sent something else where a result was due")
@@ -211,11 +211,9 @@ class RemoteBody:
         self.traffic.received += len(data)
         return data
 
-    def _recover(self, refusal: RemoteError | None = None) -> None:
+    def _recover(self) -> None:
         """Reconnect, resume or reopen, replay. Tries until the patience ends."""
         session = self._opened()
-        if refusal is not None and refusal.code in _GONE:
-            session.forget_server()
         deadline = time.monotonic() + self._patience.recover_s
         while True:
             if self._aborted.wait(self._pause()):

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
 
 from cutlayer.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _PACKAGES: Final = ("cutlayer", "torch", "transformers", "safetensors", "websockets", "msgspec", "numpy")
 _RESAMPLES: Final = 2000

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from websockets.asyncio.server import ServerConnection, serve
 
+from cutlayer.server.flow import PacedConnection
 from cutlayer.wire import frames
 from cutlayer.wire.tls import listen_policy, token_matches
 from cutlayer.wire.websocket import KEEPALIVE_S, WebSocketAcceptor
@@ -99,7 +100,9 @@ async def listen(
         port,
         ssl=tls,
         subprotocols=[frames.SUBPROTOCOL],  # type: ignore[list-item]
+        origins=[None],  # web pages have one, and may connect to loopback; clients have none
         process_request=gate,
+        create_connection=PacedConnection,
         compression=None,
         server_header=None,
         max_size=3 + frames.MAX_HEADER_BYTES + limits.step_positions * row,

@@ -97,10 +97,14 @@ class WebSocketTransport:
             raise InputError(f"{url!r} is no server URL: {error}") from None
         except (InvalidMessage, ConnectionClosed, EOFError) as error:
             # Under TLS 1.3 a server refuses a client only after the client's handshake is done; websockets drops the alert.
-            hint = "; if it wants a client certificate, pass --keys DIR/client" if context else "; does it speak wss://?"
+            hint = (
+                "; if it wants a client certificate, pass --keys DIR/client" if context else "; does it speak wss://?"
+            )
             raise ConnectionLostError(f"{url} ended the connection before answering{hint}") from error
         except (OSError, TimeoutError, InvalidHandshake) as error:
-            raise ConnectionLostError(f"cannot connect to {url}: {printable(str(error)) or type(error).__name__}") from error
+            raise ConnectionLostError(
+                f"cannot connect to {url}: {printable(str(error)) or type(error).__name__}"
+            ) from error
         _limit_sending(self._socket.socket, keepalive_s)
         if self._socket.subprotocol != SUBPROTOCOL:
             self._socket.close()
@@ -174,7 +178,9 @@ class _Direct(ClientConnection):
             status = error.response.status_code
             if status // 100 == _HTTP_REDIRECTION:
                 # Not as InvalidStatus, which `ws_connect` would take as an invitation to go there
-                raise ConnectionLostError(f"the server redirects (HTTP {status}), which cutlayer never follows") from None
+                raise ConnectionLostError(
+                    f"the server redirects (HTTP {status}), which cutlayer never follows"
+                ) from None
             raise
 
 
