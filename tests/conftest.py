@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# No deadline per example: tests share their cores, and a slow moment is no bug.
-settings.register_profile("cutlayer", deadline=None)
+# No deadlines: tests share their cores, and a slow moment is no bug.
+settings.register_profile("cutlayer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cutlayer")
 
 # Before torch is imported anywhere: two processes with two threads each share two cores in CI.

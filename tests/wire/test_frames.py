@@ -26,7 +26,7 @@ positions = st.integers(0, frames.MAX_POSITIONS)
 counts = st.integers(1, frames.MAX_STEP_POSITIONS)
 digests = st.binary(min_size=frames.DIGEST_BYTES, max_size=frames.DIGEST_BYTES)
 session_ids = st.binary(min_size=frames.SESSION_BYTES, max_size=frames.SESSION_BYTES)
-names = st.text(max_size=256).filter(str.isprintable)
+names = st.text(st.characters(exclude_categories=["C", "Z"], include_characters=" "), max_size=256)
 payloads = st.binary(max_size=64)
 
 
