@@ -16,6 +16,7 @@ from cutlayer.models.parts import load_body
 from cutlayer.records.record import Figure, exact, new_record, proportion
 from cutlayer.server.build import build_service
 from cutlayer.server.local import LocalServer
+from cutlayer.server.logs import log_json
 from report import PROMPTS, finish, prompt_texts
 
 CUTS = ("0:30", "1:-1", "2:-2", "4:-4", "8:-2")
@@ -26,6 +27,7 @@ app = App(help=__doc__)
 @app.default
 def founding(*, model: str = "smollm2-135m", prompts: int = 20, tokens: int = 64, write: bool = True) -> None:
     """Compare and record."""
+    log_json()
     directory = locate(model)
     unsplit = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     texts = prompt_texts(prompts)

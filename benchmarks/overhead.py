@@ -6,6 +6,7 @@ Prints and writes the record ``overhead``.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Annotated
 
@@ -90,6 +91,7 @@ def overhead(
             "warm_up_prompts": warm_up,
             "transport": f"{security.protocol} {security.cipher}, loopback, WebSocket",
             "threads": torch.get_num_threads(),
+            "gomp_spincount": os.environ.get("GOMP_SPINCOUNT", "default"),
             "unsplit": "transformers generate, greedy, same dtype, same process as the client",
         },
         {
