@@ -16,7 +16,7 @@ from rich.progress import track
 from transformers import AutoModelForCausalLM
 
 from cutlayer.cli.server_process import ServerProcess
-from cutlayer.client.connect import Options, connect
+from cutlayer.client.connect import Client, Options, connect
 from cutlayer.models.locate import locate
 from cutlayer.records.record import exact, median, new_record, quantile
 from report import PROMPTS, finish, prompt_texts
@@ -72,6 +72,7 @@ def overhead(
             unsplit_rates.append(tokens / unsplit_s)
             ratios.append(unsplit_s / split_s)
             protocol_ms += [(step.total - step.client - step.server) * 1e3 for step in generation.timings[1:]]
+        warm_ms = [_round_trip_ms(client) for _ in range(300)][100:]
         before = client.generate(ids, max_tokens=2, ignore_eos=True).result()
         after = client.generate(ids, max_tokens=tokens, ignore_eos=True).result()
         steps = after.steps - before.steps
@@ -100,6 +101,7 @@ def overhead(
             "unsplit_tokens_per_s": median(unsplit_rates, "tokens/s"),
             "protocol_ms_p50": quantile(protocol_ms, 0.5, "ms"),
             "protocol_ms_p99": quantile(protocol_ms, 0.99, "ms"),
+            "warm_round_trip_ms_p50": median(warm_ms, "ms"),
             "step_bytes_beyond_hidden_states": exact(step_bytes[0], "bytes"),
         },
         {
@@ -110,6 +112,13 @@ def overhead(
         },
     )
     finish(record, write=write)
+
+
+def _round_trip_ms(client: Client) -> float:
+    """An INFO frame and its 10 kB answer: the wire with no model in between, so with warm caches."""
+    started = time.perf_counter()
+    client._remote.info()
+    return (time.perf_counter() - started) * 1e3
 
 
 if __name__ == "__main__":

@@ -387,3 +387,16 @@ def test_a_conversation_goes_on_after_an_answer_was_stopped(
     assert disturbed.ids == prompt[:9]
     got.append(disturbed.extend(other))
     assert all(map(torch.equal, expected, got))
+
+
+def test_closing_after_an_interrupted_step_frees_the_session(server: LocalServer) -> None:
+    """Ctrl-C gives the connection up together with the answer that is still due; the server's memory must not wait for expiry."""
+    remote = opened(server)
+    remote.send(0, hidden(3, seed=1))
+    remote.abandon()
+    assert len(server.service.table) == 1
+    remote.close()
+    deadline = time.monotonic() + 10
+    while len(server.service.table) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(server.service.table) == 0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from cutlayer.errors import ConnectionLostError, ProtocolError, RemoteCode, RemoteError
+from cutlayer.errors import ConnectionLostError, ProtocolError, RemoteCode, RemoteError, WireError
 from cutlayer.wire import frames
 from cutlayer.wire.client_session import ClientSession, expect_info
 
@@ -180,12 +180,24 @@ class RemoteBody:
         """Free the server's memory and disconnect. A server that is gone already is no error."""
         try:
             if self._session is not None and self._session.id is not None:
-                self._send(self._session.close())
-        except ConnectionLostError:
+                self._take_leave(self._session)
+        except WireError:
             pass
         finally:
             self._session = None
             self._transport.close()
+
+    def _take_leave(self, session: ClientSession) -> None:
+        try:
+            self._send(session.close())
+        except ConnectionLostError:
+            if self._aborted.is_set():
+                return
+            # An interrupted step took the connection with it. Come back once, or the session would stay until it expires.
+            self._transport = self._connect()
+            self._send(session.resume())
+            session.receive(self._recv())
+            self._send(session.close())
 
     def abort(self) -> None:
         """Disconnect for good; another thread waiting for an answer gets ConnectionLostError. The server's session expires."""
