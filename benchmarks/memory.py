@@ -15,11 +15,10 @@ from rich.progress import track
 
 from cutlayer.cli.server_process import ServerProcess
 from cutlayer.models.conditions import Conditions
-from cutlayer.models.cost import KV_POSITIONS
+from cutlayer.models.cost import KV_POSITIONS, cut_cost, wire_bytes
 from cutlayer.models.family import read_config
 from cutlayer.models.locate import locate
 from cutlayer.models.parameters import count_parameters
-from cutlayer.models.plan import make_plan
 from cutlayer.records.record import exact, median, new_record
 from cutlayer.types import Cut
 from report import finish
@@ -66,7 +65,8 @@ def memory(
     layers = read_config(directory)
     cut = Cut.parse("2:-2", layers.num_hidden_layers)
     conditions = Conditions(context=prompt + tokens, dtype="float32")
-    cost = make_plan(model, count_parameters(layers), conditions, (str(cut),)).cuts[-1]
+    parameters = count_parameters(layers)
+    cost = cut_cost(parameters, cut, conditions, wire_bytes(parameters.hidden_size))
     positions = (prompt + tokens) / KV_POSITIONS
     plan_mb = {
         side: (part.weights.float32 + part.kv_bytes * positions) / 1e6

@@ -26,7 +26,7 @@ NOTEWORTHY_SHARE: Final = 0.05
 """Of positions that a look-up among embeddings identifies."""
 
 NO_EVIDENCE: Final = (
-    "Absence of raw data is no evidence that hidden states cannot be inverted; `cutlayer audit run` measures that."
+    "Absence of raw data is no evidence that hidden states cannot be inverted; only attacking them measures that."
 )
 
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 CAVEAT: Final = (
     "It did get one hidden state per token. That raw data did not cross is no evidence that hidden states cannot be inverted: "
-    "at shallow cuts, with public weights, they often can. `cutlayer audit run` measures how much of a prompt comes back at "
-    "this cut. Seen was what this process handed to its connection and got from it, not what other software here or there does."
+    "at shallow cuts, with public weights, they often can. How much of a prompt comes back at this cut only attacks on it can "
+    "measure. Seen was what this process handed to its connection and got from it, not what other software here or there does."
 )
 # Finding → what its success entitles one to say the server never had
 _ABSENT: Final[dict[str, str]] = {

@@ -13,8 +13,8 @@ from cutlayer.types import Cut
 
 RECOMMENDABLE: Final = (2, 4, 8)
 PRIVACY_NOTE: Final = (
-    "Depth is no proof of privacy. A deeper cut may leak less; only `cutlayer audit run`, on this model and this cut, "
-    "measures how much."
+    "Depth is no proof of privacy. A deeper cut may leak less; only attacks on the hidden states of this "
+    "model at this cut measure how much."
 )
 FORMATS_NOTE: Final = (
     "int8 and int4 are sizes to compare with other engines; cutlayer itself computes in float32, bfloat16 or float16."
