@@ -56,7 +56,7 @@ class FloatCodec:
     """Values as floats of one width.
 
     The checks run in NumPy, on as few calls as will do: four times per decode step this code runs right after a model has
-    swept the processor's caches, and every call then costs ten times what it costs in a loop (60 against 150 µs measured).
+    swept the processor's caches, and every call then costs several times what it costs in a loop.
     """
 
     def __init__(self, name: str, dtype: torch.dtype) -> None:
