@@ -43,7 +43,7 @@ class Line:
 
 @app.default
 def faults(
-    *, model: str = "smollm2-135m", trials: int = 20, tokens: int = 48, seed: int = 1, write: bool = True
+    *, model: str = "smollm2-135m", trials: int = 20, tokens: int = 24, seed: int = 1, write: bool = True
 ) -> None:
     """Run `trials` of each fault and record."""
     figures: dict[str, Figure] = {}
