@@ -81,7 +81,8 @@ def _account(client: Client, result: Result) -> str:
         f"What stayed here: {words['client']}\n"
         "What the server never had: the question, the answer, token ids, the tokenizer, embeddings, logits, sampling.\n"
         "What this does not show: that hidden states cannot be read. Defence in this run: "
-        f"{result.defence}. With public weights most prompts can be recovered from undefended hidden states."
+        f"{result.defence}. Published attacks recover most of a prompt from undefended "
+        "hidden states of models with public weights."
     )
 
 

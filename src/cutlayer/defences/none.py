@@ -25,7 +25,7 @@ class _None:
         name="none",
         source="–",
         threat_model="The server sees exact hidden states of every position, and how many there are.",
-        guarantee="None. Whoever has the public weights can recover most prompts from them.",
+        guarantee="None. Published attacks recover most of a prompt from them when the weights are public.",
         parameters={},
         deviations="–",
     )
