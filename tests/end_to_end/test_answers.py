@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,5 +244,4 @@ def test_stop_is_clean(smollm2: Path) -> None:
         with package.connect(server.url, keys=server.client_keys) as client:
             assert client.codec.name == "bf16"
             assert client.generate(QUESTION, max_tokens=3).result().steps <= 2
-        time.sleep(0)
         assert server.stop() == 0

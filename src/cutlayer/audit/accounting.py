@@ -9,11 +9,11 @@ Notation: T positions, D hidden size.
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from cutlayer.defences.defence import extend_prefixes
 from cutlayer.errors import CutlayerError, NonFiniteError
 from cutlayer.wire import frames
 from cutlayer.wire.prefix import PrefixDigests
@@ -84,11 +84,8 @@ def _computed_rows(
     prefixes: list[bytes] = []
     codec_error = defence_change = 0.0
     for call in calls:
-        del prefixes[call.base :]
-        for token in call.ids:
-            prefixes.append(_prefix_digest(prefixes[-1] if prefixes else b"", token))
         # In one session a defence gives the same output for the same prefix, so this repeats what was released.
-        released = client.defence.release(call.hidden.clone(), prefixes[call.base :])  # [T, D]
+        released = client.defence.release(call.hidden.clone(), extend_prefixes(prefixes, call.base, call.ids))  # [T, D]
         defence_change = max(defence_change, _relative(released, call.hidden))
         try:
             encoded = client.codec.encode(released)
@@ -103,11 +100,6 @@ def _computed_rows(
         else:
             codec_error = max(codec_error, _relative(decoded, released))
     return known, codec_error, defence_change
-
-
-def _prefix_digest(before: bytes, token: int) -> bytes:
-    """As the client's decoder computes it for the defence: a digest of all tokens up to a position."""
-    return blake2b(before + token.to_bytes(8, "little")).digest()
 
 
 def _relative(changed: torch.Tensor, original: torch.Tensor) -> float:

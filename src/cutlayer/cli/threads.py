@@ -2,7 +2,7 @@
 
 Between two matrix products of one forward pass the next one is microseconds away, so a short spin pays. Between two steps
 it is a network away. libgomp's default spins for milliseconds, and where client and server share a machine each side's
-idle threads then take a core from the other; on two cores that costs a fifth of the speed.
+idle threads then take a core from the other. Who uses the Python API sets GOMP_SPINCOUNT before importing torch.
 """
 
 from __future__ import annotations

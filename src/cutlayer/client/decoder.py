@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
+from cutlayer.defences.defence import extend_prefixes
 from cutlayer.errors import InputError
 
 if TYPE_CHECKING:
@@ -130,15 +130,7 @@ class Decoder:
         base = self._head_cache.position
         tokens = torch.tensor([ids], device=self._device)  # [1, T]
         hidden = self._parts.head(tokens, self._head_cache)[0]  # [T, D]
-        return self._defence.release(hidden, self._prefixes_of(base, ids))
-
-    def _prefixes_of(self, base: int, ids: Sequence[int]) -> list[bytes]:
-        """Digests of all tokens up to each of these positions, for defences whose noise depends on them."""
-        del self._prefixes[base:]
-        for token in ids:
-            before = self._prefixes[-1] if self._prefixes else b""
-            self._prefixes.append(blake2b(before + token.to_bytes(8, "little")).digest())
-        return self._prefixes[base:]
+        return self._defence.release(hidden, extend_prefixes(self._prefixes, base, ids))
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         inputs = hidden.to(self._device, self._dtype).unsqueeze(0)  # [1, T, D]

@@ -7,6 +7,7 @@ gaussian:epsilon=8,delta=1e-6,clip=40
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, runtime_checkable
 
 import msgspec
@@ -78,6 +79,21 @@ MECHANISMS: Final[Registry[Mechanism]] = Registry(
     Mechanism,  # type: ignore[type-abstract]
     {"none": "cutlayer.defences.none:MECHANISM", "gaussian": "cutlayer.defences.gaussian:MECHANISM"},
 )
+
+
+def extend_prefixes(prefixes: list[bytes], base: int, ids: Sequence[int]) -> list[bytes]:
+    """Replace the digests from position `base` on by those of `ids`, and return these: what `Defence.release` takes.
+
+    Args:
+        prefixes: digests of the tokens up to and including each position, at least `base` of them; changed in place.
+        base: position of the first of `ids`.
+        ids: tokens from there on.
+    """
+    del prefixes[base:]
+    for token in ids:
+        before = prefixes[-1] if prefixes else b""
+        prefixes.append(blake2b(before + token.to_bytes(8, "little")).digest())
+    return prefixes[base:]
 
 
 def build_defence(spec: str, session: Secret) -> Defence:
