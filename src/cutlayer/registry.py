@@ -8,15 +8,58 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from cutlayer.errors import UnknownNameError
+import msgspec
+
+from cutlayer.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
 T = TypeVar("T")
+
+
+class Spec(NamedTuple):
+    """``NAME[:KEY=VALUE,…]``, how a plug-in and its options are given on the command line."""
+
+    name: str
+    options: dict[str, str]
+
+    @classmethod
+    def parse(cls, text: str) -> Spec:
+        """Read a specification.
+
+        Raises:
+            InputError: malformed.
+
+        Examples:
+            >>> Spec.parse("gaussian:sigma=0.05,clip=40")
+            Spec(name='gaussian', options={'sigma': '0.05', 'clip': '40'})
+        """
+        name, _, tail = text.partition(":")
+        options: dict[str, str] = {}
+        for item in filter(None, tail.split(",")):
+            key, equals, value = (part.strip() for part in item.partition("="))
+            if not equals or not key or key in options:
+                raise InputError(f"{text!r}: {item!r} is not of the form KEY=VALUE, or is given twice")
+            options[key] = value
+        return cls(name.strip(), options)
+
+    def __str__(self) -> str:
+        return self.name + ":" * bool(self.options) + ",".join(f"{key}={value}" for key, value in self.options.items())
+
+    def read(self, kind: type[T]) -> T:
+        """The options as a struct of type `kind`, ranges checked.
+
+        Raises:
+            InputError: unknown, missing or out of range.
+        """
+        try:
+            return msgspec.convert(self.options, kind, strict=False)
+        except msgspec.ValidationError as error:
+            raise InputError(f"{self}: {error}") from None
 
 
 class Registry(Generic[T]):

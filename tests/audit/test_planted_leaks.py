@@ -263,10 +263,13 @@ class LeakingDefence:
         self._change = change
         self._name = name
 
-    def build(self, options: dict[str, str], session: Any) -> LeakingDefence:
+    def build(self, spec: Any, session: Any, head: Any) -> LeakingDefence:
         return self
 
-    def release(self, hidden: torch.Tensor, prefixes: Sequence[bytes]) -> torch.Tensor:
+    def channel(self, spec: Any, head: Any, precision: float) -> Any:
+        return NONE.channel(spec, head, precision)
+
+    def release(self, hidden: torch.Tensor, positions: Any) -> torch.Tensor:
         return self._change(hidden)
 
     def describe(self) -> str:

@@ -13,10 +13,15 @@ from scipy import stats
 from cutlayer.defences.defence import build_defence
 from cutlayer.defences.gaussian import GaussianNoise, analytic_sigma
 from cutlayer.defences.keyed_noise import KeyedNoise
+from cutlayer.defences.positions import Positions
 from cutlayer.errors import InputError, UnknownNameError
 from cutlayer.types import Secret
 
 SECRET = Secret(b"s" * 32)
+
+
+def at(keys: list[bytes]) -> Positions:
+    return Positions([0] * len(keys), keys)
 
 
 def prefixes(tokens: list[int]) -> list[bytes]:
@@ -64,10 +69,12 @@ def test_averaging_repeats_gains_nothing_while_fresh_noise_averages_away() -> No
     hidden = torch.ones(1, 256, dtype=torch.float64)
     key = prefixes([1])
     defence = build_defence("gaussian:sigma=1", SECRET)
-    ours = torch.stack([defence.release(hidden, key) for _ in range(100)]).mean(0)
+    ours = torch.stack([defence.release(hidden, at(key)) for _ in range(100)]).mean(0)
     fresh = torch.stack(
         [
-            build_defence("gaussian:sigma=1", Secret(bytes([i]) * 32)).release(hidden, key)  # a new secret each time
+            build_defence("gaussian:sigma=1", Secret(bytes([i]) * 32)).release(
+                hidden, at(key)
+            )  # a new secret each time
             for i in range(100)
         ]
     ).mean(0)
@@ -81,16 +88,16 @@ def test_two_tokens_at_one_position_do_not_share_noise() -> None:
     defence = GaussianNoise(source, sigma=10.0, clip=None, spec="")
     first, second = torch.zeros(1, 64, dtype=torch.float64), torch.full((1, 64), 0.5, dtype=torch.float64)
     by_position = [b"position 3"]
-    stolen = defence.release(second, by_position) - defence.release(first, by_position)
+    stolen = defence.release(second, at(by_position)) - defence.release(first, at(by_position))
     assert torch.allclose(stolen, second - first)
-    ours = defence.release(second, prefixes([1, 2, 3])[-1:]) - defence.release(first, prefixes([1, 2, 4])[-1:])
+    ours = defence.release(second, at(prefixes([1, 2, 3])[-1:])) - defence.release(first, at(prefixes([1, 2, 4])[-1:]))
     assert (ours - (second - first)).std() > 10
 
 
 def test_clip_bounds_the_norm_and_leaves_short_rows_alone() -> None:
     defence = build_defence("gaussian:sigma=0.000001,clip=3", SECRET)
     rows = torch.tensor([[30.0, 40.0], [0.3, 0.4], [0.0, 0.0]])
-    released = defence.release(rows, prefixes([1, 2, 3]))
+    released = defence.release(rows, at(prefixes([1, 2, 3])))
     assert torch.allclose(released, torch.tensor([[1.8, 2.4], [0.3, 0.4], [0.0, 0.0]]), atol=1e-4)
     assert released.dtype is rows.dtype
 
@@ -115,4 +122,4 @@ def test_unknown_defence_lists_those_there_are() -> None:
 
 def test_none_releases_the_input() -> None:
     hidden = torch.randn(2, 4)
-    assert torch.equal(build_defence("none", SECRET).release(hidden, prefixes([1, 2])), hidden)
+    assert torch.equal(build_defence("none", SECRET).release(hidden, at(prefixes([1, 2]))), hidden)

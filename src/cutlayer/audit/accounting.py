@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from cutlayer.defences.defence import extend_prefixes
+from cutlayer.defences.positions import History
 from cutlayer.errors import CutlayerError, NonFiniteError
 from cutlayer.wire import frames
 from cutlayer.wire.prefix import PrefixDigests
@@ -81,11 +81,11 @@ def _computed_rows(
 ) -> tuple[set[tuple[int, bytes]], float, float]:
     """All (position, encoded row) that head, defence and codec give; and the two largest relative changes."""
     known: set[tuple[int, bytes]] = set()
-    prefixes: list[bytes] = []
+    history = History()
     codec_error = defence_change = 0.0
     for call in calls:
         # In one session a defence gives the same output for the same prefix, so this repeats what was released.
-        released = client.defence.release(call.hidden.clone(), extend_prefixes(prefixes, call.base, call.ids))  # [T, D]
+        released = client.defence.release(call.hidden.clone(), history.extend(call.base, call.ids))  # [T, D]
         defence_change = max(defence_change, _relative(released, call.hidden))
         try:
             encoded = client.codec.encode(released)

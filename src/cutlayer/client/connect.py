@@ -83,7 +83,9 @@ class Client:
                 self.directory, self.cut, getattr(torch, self.dtype), self.options.device
             )
             self.codec = CODECS.get(self.options.codec or LOSSLESS_FOR[self.dtype])
-            self.defence: Defence = build_defence(self.options.defence, Secret(secrets.token_bytes(32)))
+            self.defence: Defence = build_defence(
+                self.options.defence, Secret(secrets.token_bytes(32)), self.parts.head
+            )
             self._remote.open(self.info.fingerprint, self.cut, self.codec, self.info.hidden_size)
             self._decoder = Decoder(self.parts, self._remote, self.defence)
         except BaseException:

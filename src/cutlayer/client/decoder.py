@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
-from cutlayer.defences.defence import extend_prefixes
+from cutlayer.defences.positions import History
 from cutlayer.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Decoder:
         self._parts = parts
         self._remote = remote
         self._defence = defence
-        self._prefixes: list[bytes] = []
+        self._history = History()
         self._head_cache = parts.head.new_cache()
         self._tail_cache = parts.tail.new_cache()
         self._device = parts.head.embedding().device
@@ -130,7 +130,7 @@ class Decoder:
         base = self._head_cache.position
         tokens = torch.tensor([ids], device=self._device)  # [1, T]
         hidden = self._parts.head(tokens, self._head_cache)[0]  # [T, D]
-        return self._defence.release(hidden, extend_prefixes(self._prefixes, base, ids))
+        return self._defence.release(hidden, self._history.extend(base, ids))
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         inputs = hidden.to(self._device, self._dtype).unsqueeze(0)  # [1, T, D]

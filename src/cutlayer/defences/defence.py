@@ -7,23 +7,19 @@ gaussian:epsilon=8,delta=1e-6,clip=40
 
 from __future__ import annotations
 
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import msgspec
 
-from cutlayer.errors import InputError
-from cutlayer.registry import Registry
+from cutlayer.registry import Registry, Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import torch
 
+    from cutlayer.defences.channel import Channel
+    from cutlayer.defences.positions import Positions
+    from cutlayer.models.parts import Head
     from cutlayer.types import Secret
-
-
-T = TypeVar("T")
 
 
 class Card(msgspec.Struct, frozen=True):
@@ -44,13 +40,13 @@ class Card(msgspec.Struct, frozen=True):
 class Defence(Protocol):
     """A configured defence of one session."""
 
-    def release(self, hidden: torch.Tensor, prefixes: Sequence[bytes]) -> torch.Tensor:
+    def release(self, hidden: torch.Tensor, positions: Positions) -> torch.Tensor:
         """What leaves in place of hidden states [T, D].
 
         Args:
             hidden: consecutive positions, [T, D].
-            prefixes: for each of them, a digest of all tokens up to and including it. In one session the same prefix
-                gives the same output, so a resend reveals nothing new; another prefix gives independent noise.
+            positions: where they are. In one session the same tokens give the same output, so a resend reveals nothing
+                new; any other prefix gives independent noise.
         """
         ...
 
@@ -65,11 +61,29 @@ class Mechanism(Protocol):
 
     card: Card
 
-    def build(self, options: dict[str, str], session: Secret) -> Defence:
+    def build(self, spec: Spec, session: Secret, head: Head | None) -> Defence:
         """Configure it for one session.
 
+        Args:
+            spec: its options.
+            session: secret of at least 32 bytes that keys the noise; never reuse one across sessions.
+            head: the client's first layers, for mechanisms that look at the model; may be None for others.
+
         Raises:
-            InputError: an option is unknown, missing or out of range.
+            InputError: an option is unknown, missing or out of range, or a head is needed.
+        """
+        ...
+
+    def channel(self, spec: Spec, head: Head | None, precision: float) -> Channel:
+        """What an attacker who knows everything but `session` knows of it.
+
+        Args:
+            spec: its options.
+            head: the attacker's copy of the client's first layers.
+            precision: relative rounding of the wire, 0 for a lossless one.
+
+        Raises:
+            InputError: as `build`.
         """
         ...
 
@@ -77,53 +91,27 @@ class Mechanism(Protocol):
 MECHANISMS: Final[Registry[Mechanism]] = Registry(
     "defences",
     Mechanism,  # type: ignore[type-abstract]
-    {"none": "cutlayer.defences.none:MECHANISM", "gaussian": "cutlayer.defences.gaussian:MECHANISM"},
+    {name: f"cutlayer.defences.{name.replace('-', '_')}:MECHANISM" for name in ("none", "gaussian")},
 )
 
 
-def extend_prefixes(prefixes: list[bytes], base: int, ids: Sequence[int]) -> list[bytes]:
-    """Replace the digests from position `base` on by those of `ids`, and return these: what `Defence.release` takes.
-
-    Args:
-        prefixes: digests of the tokens up to and including each position, at least `base` of them; changed in place.
-        base: position of the first of `ids`.
-        ids: tokens from there on.
-    """
-    del prefixes[base:]
-    for token in ids:
-        before = prefixes[-1] if prefixes else b""
-        prefixes.append(blake2b(before + token.to_bytes(8, "little")).digest())
-    return prefixes[base:]
-
-
-def build_defence(spec: str, session: Secret) -> Defence:
+def build_defence(spec: str, session: Secret, head: Head | None = None) -> Defence:
     """Read ``NAME[:KEY=VALUE,…]`` and build the defence.
-
-    Args:
-        spec: the specification.
-        session: secret of at least 32 bytes that keys the noise; never reuse one across sessions.
 
     Raises:
         UnknownNameError: no such mechanism.
-        InputError: malformed, or an option is unknown or out of range.
+        InputError: malformed, or as `Mechanism.build`.
     """
-    name, _, tail = spec.partition(":")
-    options: dict[str, str] = {}
-    for item in filter(None, tail.split(",")):
-        key, equals, value = item.partition("=")
-        if not equals or not key or key in options:
-            raise InputError(f"defence {spec!r}: {item!r} is not of the form KEY=VALUE, or is given twice")
-        options[key.strip()] = value.strip()
-    return MECHANISMS.get(name.strip()).build(options, session)
+    parsed = Spec.parse(spec)
+    return MECHANISMS.get(parsed.name).build(parsed, session, head)
 
 
-def read_options(name: str, options: dict[str, str], kind: type[T]) -> T:
-    """Options as a struct of type `kind`, ranges checked.
+def build_channel(spec: str, head: Head | None = None, precision: float = 0.0) -> Channel:
+    """Read ``NAME[:KEY=VALUE,…]`` and build the attacker's view of the defence.
 
     Raises:
-        InputError: unknown, missing or out of range.
+        UnknownNameError: no such mechanism.
+        InputError: malformed, or as `Mechanism.build`.
     """
-    try:
-        return msgspec.convert(options, kind, strict=False)
-    except msgspec.ValidationError as error:
-        raise InputError(f"defence {name}: {error}") from None
+    parsed = Spec.parse(spec)
+    return MECHANISMS.get(parsed.name).channel(parsed, head, precision)

@@ -1,6 +1,7 @@
 """Gaussian noise on every released hidden state.
 
-Two ways to set it: a plain standard deviation, or calibrated to (ε, δ) by the analytic Gaussian mechanism.
+Three ways to set it: a plain standard deviation; one relative to the length of hidden states at the cut; or calibrated to
+(ε, δ) by the analytic Gaussian mechanism.
 
 Notation: T positions, D hidden size.
 """
@@ -12,15 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
-from cutlayer.defences.defence import Card, Defence, read_options
+from cutlayer.defences.channel import Channel, Repeated
+from cutlayer.defences.defence import Card, Defence
 from cutlayer.defences.keyed_noise import KeyedNoise
+from cutlayer.defences.scale import median_norm
 from cutlayer.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import torch
 
+    from cutlayer.defences.positions import Positions
+    from cutlayer.models.parts import Head
+    from cutlayer.registry import Spec
     from cutlayer.types import Secret
 
 _Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e6)]
@@ -28,6 +32,7 @@ _Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e6)]
 
 class _Options(msgspec.Struct, forbid_unknown_fields=True):
     sigma: _Positive | None = None
+    relative: _Positive | None = None
     epsilon: _Positive | None = None
     delta: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
     clip: _Positive | None = None
@@ -57,6 +62,11 @@ def analytic_sigma(epsilon: float, delta: float, sensitivity: float) -> float:
     return high
 
 
+def clipped(rows: torch.Tensor, clip: float | None) -> torch.Tensor:
+    """Rows [T, D] scaled down to L2 norm `clip` where they are longer."""
+    return rows if clip is None else rows * (clip / rows.norm(dim=-1, keepdim=True).clamp_min(clip))
+
+
 class GaussianNoise:
     """Gaussian noise of one session.
 
@@ -73,17 +83,46 @@ class GaussianNoise:
         self._noise = noise
         self._spec = spec
 
-    def release(self, hidden: torch.Tensor, prefixes: Sequence[bytes]) -> torch.Tensor:
+    def release(self, hidden: torch.Tensor, positions: Positions) -> torch.Tensor:
         """See `Defence.release`. Noise is added in float64 and rounded once."""
-        rows = hidden.double()  # [T, D]
-        if self.clip is not None:
-            rows = rows * (self.clip / rows.norm(dim=-1, keepdim=True).clamp_min(self.clip))
-        noise = self._noise.normal(prefixes, hidden.shape[-1]).to(hidden.device)  # [T, D]
+        rows = clipped(hidden.double(), self.clip)  # [T, D]
+        noise = self._noise.normal(positions.prefixes, hidden.shape[-1]).to(hidden.device)  # [T, D]
         return (rows + self.sigma * noise).to(hidden.dtype)
 
     def describe(self) -> str:
         """See `Defence.describe`."""
         return self._spec
+
+
+class GaussianChannel(Repeated):
+    """y = clip(h) + N(0, σ² I).
+
+    Args:
+        sigma: standard deviation per coordinate.
+        clip: as `GaussianNoise`.
+    """
+
+    def __init__(self, sigma: float, clip: float | None) -> None:
+        self.sigma = sigma
+        self.clip = clip
+
+    def log_likelihood(self, released: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """See `Channel.log_likelihood`. The mean over sessions is a sufficient statistic."""
+        return -0.5 * len(released) * self._squares(released, candidates) / self.sigma**2
+
+    def accepts(self, released: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """See `Channel.accepts`: the residual is no longer than the noise is but once in a million times.
+
+        Under strong noise wrong tokens pass as well; what a search may stop at is then no longer unique, and only the
+        likelihood over all candidates decides.
+        """
+        size = released.shape[-1]
+        # χ² with D degrees of freedom: mean D, standard deviation √2D, 4.75 of which leave one in a million
+        limit = self.sigma**2 / len(released) * (size + 4.75 * math.sqrt(2 * size))
+        return self._squares(released, candidates) <= limit
+
+    def _squares(self, released: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        return (clipped(candidates, self.clip) - released.mean(0)).square().sum(-1)  # [C]
 
 
 class _Gaussian:
@@ -100,6 +139,7 @@ class _Gaussian:
         ),
         parameters={
             "sigma": "standard deviation per coordinate, in units of the hidden state",
+            "relative": "root-mean-square length of the noise over the median length of a hidden state at this cut",
             "epsilon": "ε per position; needs delta and clip",
             "delta": "δ per position",
             "clip": "L2 norm of a row before the noise; sensitivity is twice this",
@@ -111,21 +151,30 @@ class _Gaussian:
         ),
     )
 
-    def build(self, options: dict[str, str], session: Secret) -> Defence:
+    def build(self, spec: Spec, session: Secret, head: Head | None) -> Defence:
         """See `Mechanism.build`."""
-        chosen = read_options("gaussian", options, _Options)
-        calibrated = (chosen.epsilon, chosen.delta)
-        spec = "gaussian:" + ",".join(f"{key}={value}" for key, value in options.items())
-        noise = KeyedNoise(session, "gaussian")
-        if chosen.sigma is not None and calibrated == (None, None):
-            return GaussianNoise(noise, chosen.sigma, chosen.clip, spec)
-        if chosen.sigma is None and chosen.epsilon and chosen.delta and chosen.clip:
-            return GaussianNoise(
-                noise, analytic_sigma(chosen.epsilon, chosen.delta, 2 * chosen.clip), chosen.clip, spec
-            )
-        raise InputError(
-            f"defence {spec!r}: give either sigma (with or without clip), or epsilon, delta and clip together"
-        )
+        sigma, clip = _resolved(spec, head)
+        return GaussianNoise(KeyedNoise(session, "gaussian"), sigma, clip, str(spec))
+
+    def channel(self, spec: Spec, head: Head | None, precision: float) -> Channel:
+        """See `Mechanism.channel`. The wire's rounding is far below any noise worth adding."""
+        return GaussianChannel(*_resolved(spec, head))
+
+
+def _resolved(spec: Spec, head: Head | None) -> tuple[float, float | None]:
+    """Standard deviation and clip."""
+    chosen = spec.read(_Options)
+    calibrated = (chosen.epsilon, chosen.delta)
+    if chosen.sigma is not None and chosen.relative is None and calibrated == (None, None):
+        return chosen.sigma, chosen.clip
+    if chosen.relative is not None and chosen.sigma is None and calibrated == (None, None):
+        length, width = median_norm(head, "gaussian")
+        return chosen.relative * length / math.sqrt(width), chosen.clip
+    if chosen.sigma is None and chosen.relative is None and chosen.epsilon and chosen.delta and chosen.clip:
+        return analytic_sigma(chosen.epsilon, chosen.delta, 2 * chosen.clip), chosen.clip
+    raise InputError(
+        f"defence {str(spec)!r}: give one of sigma or relative (with or without clip), or epsilon, delta and clip together"
+    )
 
 
 def _phi(x: float) -> float:

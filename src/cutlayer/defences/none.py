@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from cutlayer.defences.defence import Card, Defence, read_options
+from cutlayer.defences.channel import Channel, Deterministic
+from cutlayer.defences.defence import Card, Defence
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import torch
 
+    from cutlayer.defences.positions import Positions
+    from cutlayer.models.parts import Head
+    from cutlayer.registry import Spec
     from cutlayer.types import Secret
 
 
@@ -30,12 +32,17 @@ class _None:
         deviations="–",
     )
 
-    def build(self, options: dict[str, str], session: Secret) -> Defence:
+    def build(self, spec: Spec, session: Secret, head: Head | None) -> Defence:
         """See `Mechanism.build`."""
-        read_options("none", options, _NoOptions)
+        spec.read(_NoOptions)
         return self
 
-    def release(self, hidden: torch.Tensor, prefixes: Sequence[bytes]) -> torch.Tensor:
+    def channel(self, spec: Spec, head: Head | None, precision: float) -> Channel:
+        """See `Mechanism.channel`."""
+        spec.read(_NoOptions)
+        return Deterministic(lambda hidden: hidden, precision)
+
+    def release(self, hidden: torch.Tensor, positions: Positions) -> torch.Tensor:
         """See `Defence.release`."""
         return hidden
 

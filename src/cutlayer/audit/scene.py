@@ -1,0 +1,175 @@
+"""A victim and the server that watches it, at one cut with one defence: where observations and threats come from.
+
+    scene = Scene.load("smollm2-135m", cut="2:-2", defence="gaussian:relative=0.8")
+    observation = scene.observe(ids)                               # what the server holds of one prompt
+    threat = scene.threat(auxiliary=ids_of_the_attackers_text)     # what it knows besides
+
+The hidden states go through the defence and the codec exactly as `client` sends them, without a network between.
+
+Notation: N sessions, T positions, D hidden size, S sequences.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from cutlayer.attacks.attack import Auxiliary, Observation, Threat
+from cutlayer.defences.defence import build_channel, build_defence
+from cutlayer.defences.positions import History
+from cutlayer.errors import InputError
+from cutlayer.models.family import read_config
+from cutlayer.models.locate import locate
+from cutlayer.models.parts import load_client
+from cutlayer.types import Cut, Secret
+from cutlayer.wire.codecs import CODECS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from cutlayer.attacks.attack import Knowledge
+    from cutlayer.attacks.prior import Prior
+    from cutlayer.models.parts import ClientParts, Head
+
+PRECISION: Final[dict[str, float]] = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
+"""Relative rounding of each codec."""
+_BATCH: Final = 32
+"""Sequences per forward when the attacker runs its own text."""
+
+
+class Scene:
+    """One setting.
+
+    Args:
+        directory: model directory.
+        cut: where it is cut.
+        parts: the client's layers.
+        defence: specification.
+        codec: name.
+    """
+
+    def __init__(self, directory: Path, cut: Cut, parts: ClientParts, defence: str = "none", codec: str = "fp32") -> None:
+        self.directory = directory
+        self.cut = cut
+        self.parts = parts
+        self.defence = defence
+        self.codec = CODECS.get(codec)
+        self.channel = build_channel(defence, parts.head, PRECISION[codec])
+
+    @classmethod
+    def load(cls, model: str, cut: str, defence: str = "none", codec: str = "fp32", device: str = "cpu") -> Scene:
+        """Load the client's layers of a model, in float32.
+
+        Raises:
+            ModelNotFoundError: no such model.
+            CutError: no such cut.
+            InputError: the defence's options are wrong.
+        """
+        directory = locate(model)
+        layers = Cut.parse(cut, read_config(directory).num_hidden_layers)
+        return cls(directory, layers, load_client(directory, layers, torch.float32, device), defence, codec)
+
+    def under(self, defence: str, codec: str | None = None) -> Scene:
+        """The same cut with another defence; layers are shared."""
+        return Scene(self.directory, self.cut, self.parts, defence, codec or self.codec.name)
+
+    @property
+    def head(self) -> Head:
+        """The client's first layers."""
+        return self.parts.head
+
+    def hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        """Hidden states [S, T, D] of token ids [S, T], float32 on the CPU."""
+        with torch.inference_mode():
+            hidden: torch.Tensor = self.head(ids.to(self.head.embedding().device), self.head.new_cache())
+        return hidden.float().cpu()
+
+    def release(self, hidden: torch.Tensor, ids: Sequence[int], secret: Secret) -> torch.Tensor:
+        """What a server decodes of hidden states [T, D] that one session sends, [T, D] float32."""
+        built = build_defence(self.defence, secret, self.head)
+        released = built.release(hidden, History().extend(0, ids))
+        return self.codec.decode(self.codec.encode(released), hidden.shape[-1]).float()
+
+    def observe(self, ids: Sequence[int], sessions: Sequence[Secret] | None = None) -> Observation:
+        """What the server holds of a prompt.
+
+        Args:
+            ids: the prompt's tokens.
+            sessions: secrets of the sessions it was sent in; None is one, with a fresh secret.
+
+        Raises:
+            InputError: no tokens or no session.
+        """
+        secrets_ = [Secret(secrets.token_bytes(32))] if sessions is None else sessions
+        if not ids or not secrets_:
+            raise InputError("an observation needs at least one token and one session")
+        hidden = self.hidden(torch.tensor([list(ids)]))[0]  # [T, D]
+        return Observation(torch.stack([self.release(hidden, ids, secret) for secret in secrets_]))
+
+    def auxiliary(
+        self,
+        ids: torch.Tensor,
+        repeats: int = 1,
+        seed: int = 0,
+        hidden: torch.Tensor | None = None,
+        progress: Callable[[float], None] = lambda share: None,
+    ) -> Auxiliary:
+        """The attacker's own text through this setting, under secrets of its own.
+
+        Args:
+            ids: [S, T].
+            repeats: sessions each sequence is sent in.
+            seed: of the attacker's secrets.
+            hidden: [S, T, D] if already computed for this cut.
+            progress: told the share done.
+        """
+        rows = torch.empty(0)
+        for start in range(0, len(ids), _BATCH):
+            batch = ids[start : start + _BATCH]
+            states = self.hidden(batch) if hidden is None else hidden[start : start + _BATCH]  # [B, T, D]
+            estimates = torch.stack([self._own(states[i], batch[i], repeats, seed, start + i) for i in range(len(batch))])
+            if not start:
+                rows = torch.empty(len(ids), *estimates.shape[1:])
+            rows[start : start + len(batch)] = estimates
+            progress(min(1.0, (start + _BATCH) / len(ids)))
+        return Auxiliary(ids, rows)
+
+    def threat(
+        self,
+        auxiliary: Auxiliary | None = None,
+        prior: Prior | None = None,
+        knowledge: Knowledge = "W2",
+        repeats: int = 1,
+        seed: int = 0,
+    ) -> Threat:
+        """What the server knows besides what it observes.
+
+        Under W0 it has neither token table nor layers; W1 (private fine-tune of a public base) needs another `Scene`'s head
+        and is built by replacing `head`.
+        """
+        weights = knowledge != "W0"
+        return Threat(
+            knowledge=knowledge,
+            channel=self.channel,
+            embedding=self.head.embedding() if weights else None,
+            head=self.head if weights else None,
+            auxiliary=auxiliary,
+            prior=prior,
+            repeats=repeats,
+            seed=seed,
+        )
+
+    def _own(self, hidden: torch.Tensor, ids: torch.Tensor, repeats: int, seed: int, index: int) -> torch.Tensor:
+        if self.defence == "none" and self.codec.name == "fp32":
+            return hidden
+        sessions = [attacker_secret(seed, index, i) for i in range(repeats)]
+        released = torch.stack([self.release(hidden, ids.tolist(), secret) for secret in sessions])  # [N, T, D]
+        return self.channel.estimate(released)
+
+
+def attacker_secret(seed: int, sequence: int, session: int) -> Secret:
+    """A session secret of the attacker's own; reproducible, because nothing of the attacker's is to be protected."""
+    return Secret(f"attacker {seed} {sequence} {session}".encode().ljust(32, b"."))
