@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import cutlayer
+from cutlayer.audit.measured import Measured
 from cutlayer.audit.opened import layer_of, within
 from cutlayer.audit.probe import make_probe, run_probe
 from cutlayer.audit.stranger import Access, admits
@@ -45,6 +46,7 @@ CHECKS = {
     "round trip",
     "cut",
     "defence",
+    "readability",
 }
 CONTENT = ("frames", "outgoing bytes", "text", "token ids", "logits", "server tensors", "own tensors")
 SECRET = "Ada Lovelace lives at Foo Street 12 and owes 4711 crowns."
@@ -216,6 +218,29 @@ def test_shallow_cuts_are_warned_about(bench, finding, cut: str, words: str) -> 
 
 def test_no_defence_is_warned_about(bench, finding) -> None:
     assert finding(bench.examine(), "defence").status == "warning"
+
+
+def test_what_was_measured_at_this_setting_is_repeated(
+    bench, finding, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    entry = Measured(
+        model=bench.directory.name,
+        cut_start=2,
+        defence="none",
+        attack="search",
+        token_accuracy=0.875,
+        low=0.8,
+        high=0.9,
+        n=7,
+        record="search",
+    )
+    monkeypatch.setattr("cutlayer.audit.measured.table", lambda: (entry,))
+    found = finding(bench.examine(), "readability")
+    assert found.status == "warning"
+    assert "87.5 % (80–90 %)" in found.explanation
+    defended = finding(bench.examine(options={"defence": "gaussian:sigma=0.5"}), "readability")
+    assert defended.status == "warning"
+    assert "Not measured for this setting" in defended.explanation
 
 
 # --- what the server says of itself ----------------------------------------------------------------------------------

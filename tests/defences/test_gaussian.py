@@ -116,7 +116,7 @@ def test_wrong_options_are_refused(spec: str) -> None:
 
 
 def test_unknown_defence_lists_those_there_are() -> None:
-    with pytest.raises(UnknownNameError, match="gaussian, none"):
+    with pytest.raises(UnknownNameError, match="gaussian, laplace"):
         build_defence("magic", SECRET)
 
 

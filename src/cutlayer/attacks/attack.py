@@ -85,7 +85,7 @@ class Guess(NamedTuple):
     """[T] token ids."""
     confidence: torch.Tensor
     """[T] in [0, 1], the attack's own opinion."""
-    effort: dict[str, float] = {}
+    effort: dict[str, float] | None = None
     """What it took, e.g. ``candidates``: hidden states evaluated in all."""
 
 
@@ -118,7 +118,10 @@ class Reader(Protocol):
 class Attack(Protocol):
     """A configured attack."""
 
-    card: AttackCard
+    @property
+    def card(self) -> AttackCard:
+        """Of its kind."""
+        ...
 
     def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
         """Do what is done once per setting: fit, train, calibrate.
@@ -151,7 +154,7 @@ ATTACKS: Final[Registry[Kind]] = Registry(
     {
         name: f"cutlayer.attacks.{name.replace('-', '_')}:ATTACK"
         for name in (
-            "prior",
+            "prior-only",
             "nearest",
             "ridge",
             "mlp",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 
 from cutlayer.attacks.attack import Attack, AttackCard, Guess, Observation, Reader, Threat, given
-from cutlayer.attacks.linear_map import LinearMap
+from cutlayer.attacks.linear_map import BALANCE, PENALTY, LinearMap
 from cutlayer.attacks.table import TokenTable, top_confidence
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ _SHOWN: Final = 64
 
 
 class _Options(msgspec.Struct, forbid_unknown_fields=True):
-    penalty: Annotated[float, msgspec.Meta(gt=0, lt=1e3)] = 1e-2
+    penalty: Annotated[float, msgspec.Meta(gt=0, lt=1e3)] = PENALTY
+    balance: Annotated[float, msgspec.Meta(ge=0, le=2)] = BALANCE
 
 
 class _RidgeReader:
@@ -36,8 +37,8 @@ class _RidgeReader:
 
 
 class _RidgeAttack:
-    def __init__(self, penalty: float) -> None:
-        self._penalty = penalty
+    def __init__(self, options: _Options) -> None:
+        self._options = options
 
     @property
     def card(self) -> AttackCard:
@@ -45,7 +46,8 @@ class _RidgeAttack:
 
     def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
         table = TokenTable(given(threat.embedding))
-        return _RidgeReader(LinearMap(given(threat.auxiliary), table, self._penalty), table, threat.channel)
+        linear = LinearMap(given(threat.auxiliary), table, self._options.penalty, self._options.balance)
+        return _RidgeReader(linear, table, threat.channel)
 
 
 class _Ridge:
@@ -54,14 +56,17 @@ class _Ridge:
         source="Linear inversion, the usual baseline of learned inverters; no single paper",
         threat_model="Owns text and can send it through the same cut and defence; knows the public token table, no weights.",
         needs=frozenset({"auxiliary", "embedding"}),
-        parameters={"penalty": "λ as a share of the mean eigenvalue of HᵀH"},
-        deviations="–",
+        parameters={
+            "penalty": "λ as a share of the mean eigenvalue of HᵀPH",
+            "balance": "exponent b of the weight (count of the type)^−b of a pair; 0 is the plain regression",
+        },
+        deviations="Pairs are weighted by the rarity of their token (ours; balance=0 switches it off).",
         expected="Top-1 over the whole vocabulary at least 95 % at k ≤ 2, 60 % at k = 8, undefended (prediction).",
     )
 
     def build(self, spec: Spec) -> Attack:
         """See `Kind.build`."""
-        return _RidgeAttack(spec.read(_Options).penalty)
+        return _RidgeAttack(spec.read(_Options))
 
 
 ATTACK: Final = _Ridge()

@@ -18,7 +18,7 @@ from cutlayer.audit.messages import take_apart
 from cutlayer.audit.opened import check_own_opened, check_server_opened
 from cutlayer.audit.peer import check_agreement, check_authentication, check_clock, check_encryption, check_round_trip
 from cutlayer.audit.probe import make_probe, run_probe
-from cutlayer.audit.setting import check_cut, check_defence
+from cutlayer.audit.setting import check_cut, check_defence, check_readability
 from cutlayer.audit.traffic import check_frames, check_generation, check_outgoing
 from cutlayer.errors import WireError
 
@@ -92,6 +92,7 @@ def diagnose(
         check_round_trip(run),
         check_cut(run),
         check_defence(run, explained),
+        check_readability(run),
     ]
     return Diagnosis(
         server=server,

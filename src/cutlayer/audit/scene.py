@@ -51,7 +51,9 @@ class Scene:
         codec: name.
     """
 
-    def __init__(self, directory: Path, cut: Cut, parts: ClientParts, defence: str = "none", codec: str = "fp32") -> None:
+    def __init__(
+        self, directory: Path, cut: Cut, parts: ClientParts, defence: str = "none", codec: str = "fp32"
+    ) -> None:
         self.directory = directory
         self.cut = cut
         self.parts = parts
@@ -130,7 +132,9 @@ class Scene:
         for start in range(0, len(ids), _BATCH):
             batch = ids[start : start + _BATCH]
             states = self.hidden(batch) if hidden is None else hidden[start : start + _BATCH]  # [B, T, D]
-            estimates = torch.stack([self._own(states[i], batch[i], repeats, seed, start + i) for i in range(len(batch))])
+            estimates = torch.stack(
+                [self._own(states[i], batch[i], repeats, seed, start + i) for i in range(len(batch))]
+            )
             if not start:
                 rows = torch.empty(len(ids), *estimates.shape[1:])
             rows[start : start + len(batch)] = estimates

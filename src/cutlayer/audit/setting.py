@@ -1,10 +1,11 @@
-"""The privacy setting in effect: where the cut is, and what is done to hidden states before they leave."""
+"""The privacy setting in effect: where the cut is, what is done to hidden states before they leave, what audits measured."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
 from cutlayer.audit.finding import Finding
+from cutlayer.audit.measured import statement_for
 from cutlayer.defences.defence import MECHANISMS
 
 if TYPE_CHECKING:
@@ -70,3 +71,8 @@ def check_defence(run: ProbeRun, account: Account) -> Finding:
         f"{described}; it changed rows by up to {account.defence_change:.2g} of their length. What is guaranteed: {guarantee}",
         evidence,
     )
+
+
+def check_readability(run: ProbeRun) -> Finding:
+    """What attacks read at this setting, as far as that was measured. Never ``ok``: being checked is no bound on being read."""
+    return Finding("readability", "warning", statement_for(run.client))

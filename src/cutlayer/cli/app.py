@@ -23,7 +23,9 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "serve": ("cutlayer.cli.serve:serve", "Run the middle layers of a model (the untrusted side)."),
     "generate": ("cutlayer.cli.generate:generate", "Answer one prompt through a server."),
     "chat": ("cutlayer.cli.chat:chat", "Talk through a server, turn by turn."),
+    "watch": ("cutlayer.cli.watch:watch", "Ask in a browser page, and see beside the answer what the server reads."),
     "doctor": ("cutlayer.cli.doctor:doctor", "Check on your own run what crossed the network."),
+    "audit": ("cutlayer.cli.audit:app", "Measure what a server can read at a cut."),
     "bench": ("cutlayer.cli.bench:bench", "Run a benchmark of this checkout and write its record."),
     "demo": ("cutlayer.cli.demo:demo", "Server, client and a question over TLS on this machine."),
 }

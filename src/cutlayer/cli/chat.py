@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from cutlayer.cli.client_options import ConnectOptions, SamplingOptions
 from cutlayer.errors import InputError
 
 if TYPE_CHECKING:
-    from cutlayer.client.generation import Result
+    from collections.abc import Sequence
+
+    from cutlayer.audit.held import Held
+    from cutlayer.audit.watch import Watcher
+    from cutlayer.client.connect import Client
+    from cutlayer.client.generation import Generation, Result
+    from cutlayer.text.tokenizer import Message
 
 _GREEDY = SamplingOptions()
 _HELP = "/new starts over, /quit ends, Ctrl-C stops an answer\n"
@@ -36,13 +43,19 @@ def chat(
     system
         System message; default: the model's own.
     watch
-        After each answer, say what crossed the network.
+        Attack what crosses and show beside each answer what the server can read of the conversation.
     """
-    sampling = sample.sampling()
+    asking: dict[str, Any] = {"max_tokens": max_tokens, "sampling": sample.sampling()}
     interactive = sys.stdin.isatty()
-    with at.connect() as client:
+    held = _held(at) if watch else None
+    with ExitStack() as stack:
+        client = stack.enter_context(at.connect(held))
+        watcher = stack.enter_context(_watcher(client, held)) if held is not None else None
+
+        from cutlayer.audit.measured import statement_for
         from cutlayer.text.tokenizer import Message
 
+        sys.stderr.write(statement_for(client) + "\n")
         opening = [Message("system", system)] if system else []
         messages = list(opening)
         if interactive:
@@ -58,19 +71,11 @@ def chat(
                 continue
             messages.append(Message("user", line))
             try:
-                generation = client.generate(messages, max_tokens=max_tokens, sampling=sampling)
+                result = _answer(client, watcher, messages, asking)
             except InputError as error:
                 sys.stderr.write(f"cutlayer: {error}\n")
                 messages.pop()
                 continue
-            try:
-                for piece in generation:
-                    sys.stdout.write(piece.text)
-                    sys.stdout.flush()
-            except KeyboardInterrupt:
-                generation.close()
-            result = generation.result()
-            sys.stdout.write("\n")
             messages.append(Message("assistant", result.text))
             if watch:
                 sys.stderr.write(_crossed(result))
@@ -85,6 +90,62 @@ def _ask(interactive: bool) -> str | None:
     except KeyboardInterrupt:
         return None
     return line.strip()
+
+
+def _answer(client: Client, watcher: Watcher | None, messages: Sequence[Message], asking: dict[str, Any]) -> Result:
+    if watcher is None:
+        return _stream(client.generate(messages, **asking))
+    if sys.stdout.isatty():
+        return _stream_beside(watcher, messages, asking)
+    from cutlayer.cli.watch_view import reading, summary
+
+    result = _stream(watcher.ask(messages, **asking))
+    view = watcher.settle()
+    sys.stderr.write(f"What the server reads:\n{reading(view).plain}\n{summary(view)}\n")
+    return result
+
+
+def _stream(generation: Generation) -> Result:
+    """Print the answer as it comes."""
+    try:
+        for piece in generation:
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        generation.close()
+    sys.stdout.write("\n")
+    return generation.result()
+
+
+def _stream_beside(watcher: Watcher, messages: Sequence[Message], asking: dict[str, Any]) -> Result:
+    """Draw the answer and the server's view side by side as both come."""
+    from rich.live import Live
+
+    from cutlayer.cli.watch_view import Board
+
+    board = Board()
+    generation = watcher.ask(messages, on_view=board.show, **asking)
+    with Live(board, refresh_per_second=8):
+        try:
+            for piece in generation:
+                board.answer += piece.text
+            board.show(watcher.settle())
+        except KeyboardInterrupt:
+            generation.close()  # the view stays as far as it got
+        board.whole = True
+    return generation.result()
+
+
+def _held(at: ConnectOptions) -> Held:
+    from cutlayer.audit.held import Held
+
+    return Held(at.dialler())
+
+
+def _watcher(client: Client, held: Held) -> Watcher:
+    from cutlayer.audit.watch import Watcher
+
+    return Watcher(client, held)
 
 
 def _crossed(result: Result) -> str:

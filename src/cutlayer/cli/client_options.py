@@ -13,6 +13,7 @@ from cyclopts import Parameter
 if TYPE_CHECKING:
     from cutlayer.client.connect import Client, Options
     from cutlayer.client.sampling import Sampling
+    from cutlayer.wire.transport import Connect
 
 
 @Parameter(name="*")
@@ -54,15 +55,25 @@ class ConnectOptions:
             "token": self.token or _from_environment("CUTLAYER_TOKEN_FILE"),
         }
 
-    def connect(self) -> Client:
-        """Connect, with a word on stderr while weights load."""
+    def dialler(self) -> Connect:
+        """What opens connections to the server."""
+        from cutlayer.client.connect import dialler
+
+        return dialler(self.server, **self.credentials())
+
+    def connect(self, connect: Connect | None = None) -> Client:
+        """Connect, with a word on stderr while weights load.
+
+        Args:
+            connect: opens connections; None is `dialler`.
+        """
         from rich.console import Console
 
         console = Console(stderr=True)
         with console.status("connecting and loading this side's layers"):
-            from cutlayer.client.connect import connect
+            from cutlayer.client.connect import Client
 
-            client = connect(self.server, **self.credentials(), options=self.options())
+            client = Client(connect or self.dialler(), self.options())
         if client.cut.head_layers == 0 and self.cut is None:
             sys.stderr.write(
                 f"cutlayer: warning: cut {client.cut} leaves only the embedding on this machine; the server can look up "

@@ -1,7 +1,8 @@
 """`cutlayer demo`: the whole point, on one machine, in under a minute.
 
 Starts an untrusted server as a process of its own, asks it a question through the cut over TLS, streams the answer, and
-says what crossed the network and what the server never had. Everything said is counted in this run.
+says what crossed the network, what the server never had, and what it can read all the same. Everything said is counted in
+this run, but for the one line of what audits measured before.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from cutlayer.errors import CutlayerError
 
 if TYPE_CHECKING:
+    from cutlayer.audit.view import View
     from cutlayer.client.connect import Client
     from cutlayer.client.generation import Result
 
@@ -39,19 +41,23 @@ def demo(*, cut: str = "2:-2", question: str = QUESTION) -> int:
         return code
     _say(f"2. The server: a process of its own that loads layers {cut} and nothing else. Starting it ...")
     with ServerProcess(MODEL, cut) as server:
-        from cutlayer.client.connect import Options, connect
+        from cutlayer.audit.held import Held
+        from cutlayer.audit.watch import Watcher
+        from cutlayer.client.connect import Client, Options, dialler
 
-        with connect(server.url, keys=server.client_keys, options=Options(model=MODEL, cut=cut)) as client:
+        held = Held(dialler(server.url, keys=server.client_keys))
+        with Client(held, Options(model=MODEL, cut=cut)) as client, Watcher(client, held) as watcher:
             security = client.security()
             _say(f"   {server.url}, {security.protocol}, {security.cipher}, certificates of both sides checked.")
             _say(f"3. The question: {question}\n")
-            generation = client.generate(question, max_tokens=64)
+            generation = watcher.ask(question, max_tokens=64)
             for piece in generation:
                 sys.stdout.write(piece.text)
                 sys.stdout.flush()
             result = generation.result()
             _say("\n")
             _say(_account(client, result))
+            _say(_readable(client, watcher.settle()))
         if server.stop() != 0:
             raise CutlayerError(f"the server did not stop cleanly: {server.log()[-500:]}")
     if question == QUESTION and ANSWER not in result.text:
@@ -79,11 +85,21 @@ def _account(client: Client, result: Result) -> str:
         f"What crossed the network: {words['crossed']}\n"
         f"What the server opened: {words['server']}\n"
         f"What stayed here: {words['client']}\n"
-        "What the server never had: the question, the answer, token ids, the tokenizer, embeddings, logits, sampling.\n"
-        "What this does not show: that hidden states cannot be read. Defence in this run: "
-        f"{result.defence}. Published attacks recover most of a prompt from undefended "
-        "hidden states of models with public weights."
+        "What the server was never sent: the question, the answer, token ids, the tokenizer, embeddings, logits, sampling.\n"
+        f"Defence in this run: {result.defence}."
     )
+
+
+def _readable(client: Client, view: View) -> str:
+    """What all this does not protect, by an attack on this very run and by those before."""
+    from cutlayer.audit.measured import statement_for
+
+    read, of = view.share("prompt")
+    if view.problem:
+        found = f"What this server could read of your question is unknown: the {view.attack} attack stopped, {view.problem}."
+    else:
+        found = f"This server could read {read} of {of} tokens of your question ({view.attack} attack, just now)."
+    return f"{found}\n{statement_for(client)}"
 
 
 def _say(text: str) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from cutlayer.cli.address import parse_address
 from cutlayer.errors import InputError
 from cutlayer.types import DEFAULT_CUT, check_dtype
 
@@ -63,7 +64,7 @@ def serve(
         Written with the URL once connections are accepted; for scripts.
     """
     dtype_name = check_dtype(dtype)
-    host, port = _address(listen)
+    host, port = parse_address(listen)
 
     # Nothing in this process may be able to turn ids into text; set up before transformers is imported.
     from cutlayer.server.isolation import forbid_text_libraries
@@ -107,14 +108,6 @@ def serve(
     except OSError as error:
         raise InputError(f"cannot listen on {listen}: {error.strerror or error}") from error
     return 0
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    host = host.strip("[]")
-    if not colon or not host or not port.isdigit() or int(port) > 0xFFFF:
-        raise InputError(f"--listen {text!r} is not HOST:PORT, e.g. 127.0.0.1:8410")
-    return host, int(port)
 
 
 def _at_least_one(name: str, value: int) -> int:

@@ -8,6 +8,7 @@ Notation: N sessions in which one prompt was sent, T positions, C candidates, D 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
@@ -68,29 +69,52 @@ class Repeated:
         return released.new_ones(released.shape[1:]).bool()
 
 
-class Deterministic(Repeated):
-    """A public function of the hidden state: run it on every candidate and compare. It protects nothing by itself.
+class Matching(Repeated, ABC):
+    """No noise on the coordinates that carry a value: a candidate either agrees with them up to rounding or is wrong.
 
     Args:
-        apply: the function, [C, D] → [C, D].
         precision: relative rounding of the wire.
+        exact: as `Channel.exact`. Four coordinates single out one token of 50 000 even at the tolerance of a bf16 wire; fewer,
+            or a few levels each, do not, and then the likelihoods of those accepted differ by rounding alone.
     """
 
-    exact = True
+    def __init__(self, precision: float, exact: bool = True) -> None:
+        self.tolerance = max(EXACT_TOLERANCE, 4 * precision)
+        self.exact = exact
 
-    def __init__(self, apply: Callable[[torch.Tensor], torch.Tensor], precision: float) -> None:
-        self._apply = apply
-        self._tolerance = max(EXACT_TOLERANCE, 4 * precision)
+    @abstractmethod
+    def distance(self, released: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """How far what left [N, D] is from all a candidate [C, D] could have released, over the length of what left, [C]."""
 
     def log_likelihood(self, released: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """See `Channel.log_likelihood`; Gaussian in the relative distance, as wide as the tolerance."""
-        return -0.5 * (self._distance(released, candidates) / self._tolerance) ** 2
+        return -0.5 * (self.distance(released, candidates) / self.tolerance) ** 2
 
     def accepts(self, released: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """See `Channel.accepts`."""
-        return self._distance(released, candidates) <= self._tolerance
+        return self.distance(released, candidates) <= self.tolerance
 
-    def _distance(self, released: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+
+class Deterministic(Matching):
+    """A public function of the hidden state: run it on every candidate and compare. It protects nothing by itself.
+
+    Args:
+        apply: the function, [C, D] → [C, D]; continuous, or a candidate computed with another rounding may miss itself.
+        precision: relative rounding of the wire.
+        exact: as `Matching`.
+    """
+
+    def __init__(self, apply: Callable[[torch.Tensor], torch.Tensor], precision: float, exact: bool = True) -> None:
+        super().__init__(precision, exact)
+        self._apply = apply
+
+    def distance(self, released: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """See `Matching.distance`."""
         target = released.mean(0)  # [D]
-        distance: torch.Tensor = (self._apply(candidates) - target).norm(dim=-1)  # [C]
-        return distance / target.norm().clamp_min(1e-12)
+        return relative_length(self._apply(candidates) - target, target)
+
+
+def relative_length(rows: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    """L2 norms of rows [C, D] over that of a vector [D], [C]."""
+    quotient: torch.Tensor = rows.norm(dim=-1) / of.norm().clamp_min(1e-12)
+    return quotient

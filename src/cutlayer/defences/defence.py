@@ -91,7 +91,10 @@ class Mechanism(Protocol):
 MECHANISMS: Final[Registry[Mechanism]] = Registry(
     "defences",
     Mechanism,  # type: ignore[type-abstract]
-    {name: f"cutlayer.defences.{name.replace('-', '_')}:MECHANISM" for name in ("none", "gaussian")},
+    {
+        name: f"cutlayer.defences.{name.replace('-', '_')}:MECHANISM"
+        for name in ("none", "gaussian", "laplace", "dchi", "topk", "dropout", "quantise", "clip", "lowrank", "pripert")
+    },
 )
 
 

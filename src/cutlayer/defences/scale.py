@@ -39,9 +39,25 @@ def median_norm(head: Head | None, mechanism: str) -> Scale:
     """
     if head is None:
         raise InputError(f"defence {mechanism}: relative strengths need the client's layers; give an absolute one")
+    hidden = public_states(head)
+    return Scale(float(hidden.norm(dim=-1).median()), hidden.shape[-1])
+
+
+def public_states(head: Head, sequences: int = _SEQUENCES) -> torch.Tensor:
+    """Hidden states [sequences · 48, D] that leave `head` for pseudo-random tokens anybody can draw, float32.
+
+    Args:
+        head: the client's first layers.
+        sequences: how many sequences of 48 tokens.
+    """
     table = head.embedding()
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(len(table), (_SEQUENCES, _LENGTH), generator=generator).to(table.device)
+    ids = torch.randint(len(table), (sequences, _LENGTH), generator=generator).to(table.device)
     with torch.inference_mode():
-        hidden: torch.Tensor = head(ids, head.new_cache()).float()  # [8, 48, D]
-    return Scale(float(hidden.norm(dim=-1).median()), hidden.shape[-1])
+        hidden: torch.Tensor = head(ids, head.new_cache()).float()  # [S, 48, D]
+    return hidden.flatten(0, 1)
+
+
+def clipped(rows: torch.Tensor, clip: float | None) -> torch.Tensor:
+    """Rows [T, D] scaled down to L2 norm `clip` where they are longer."""
+    return rows if clip is None else rows * (clip / rows.norm(dim=-1, keepdim=True).clamp_min(clip))

@@ -95,6 +95,24 @@ class RollbackCache(Cache):  # type: ignore[misc]
         for layer in self.layers:
             layer.length = min(layer.length, position)
 
+    def select(self, positions: torch.Tensor) -> None:
+        """Keep only the given positions, in that order; ones that were rotated for another place stay so.
+
+        Args:
+            positions: [P] distinct indices of held positions, ascending.
+
+        Raises:
+            ProtocolError: one is not held.
+        """
+        count = len(positions)
+        if count and not 0 <= int(positions[0]) <= int(positions[-1]) < self.position:
+            raise ProtocolError(f"cannot keep {positions.tolist()}: the cache holds {self.position} positions")
+        for layer in self.layers:
+            layer.keys[:, :, :count] = layer.keys[:, :, positions]
+            layer.values[:, :, :count] = layer.values[:, :, positions]
+            layer.length = count
+        self.position = count
+
     def nbytes(self) -> int:
         """Bytes allocated on the device."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers if layer.is_initialized)

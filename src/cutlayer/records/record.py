@@ -130,7 +130,7 @@ def median(values: Sequence[float], unit: str) -> Figure:
     return quantile(values, 0.5, unit)
 
 
-def proportion(successes: int, n: int, unit: str = "fraction") -> Figure:
+def proportion(successes: float, n: int, unit: str = "fraction") -> Figure:
     """A share with its 95 % Wilson interval.
 
     Raises:

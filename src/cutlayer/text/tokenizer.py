@@ -41,6 +41,8 @@ class Tokenizer:
             raise ModelNotFoundError(f"no usable tokenizer in {directory}: {error}") from error
         self.stop_ids = _stop_ids(directory, self._tokenizer.eos_token_id)
         """Token ids that end an answer."""
+        self.special_ids = frozenset(self._tokenizer.all_special_ids)
+        """Token ids that stand for no text."""
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of plain text, with the special tokens the model's tokenizer adds.
@@ -73,6 +75,11 @@ class Tokenizer:
         """Text of token ids, special tokens left out."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Text of each token by itself, special ones by name; part of a character shows as a replacement character."""
+        decode = self._tokenizer.decode
+        return [decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False) for token in ids]
 
     def stream(self) -> TextStream:
         """A decoder for ids that arrive one at a time."""

@@ -1,0 +1,300 @@
+"""What PriPert costs and what a server still reads through it, beside Gaussian noise of the same length.
+
+Every reading × β × depth is given to the attacks a claim about it has to survive: matching by gradients, with and without
+calibration and stopped early; inverters retrained on defended pairs; candidate search that knows the law (for the fixed
+subspace: projects it out) and search that does not. Nothing here is a figure of the paper, whose readings are derived.
+
+The readings that run the layers again at every position cost up to seconds per token. They get fewer prompts, and their
+inverters few defended pairs, filled up with pairs under Gaussian noise of the same length.
+
+Prints and writes the record ``pripert``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from cyclopts import App
+from rich.progress import track
+
+from cutlayer.attacks.attack import Auxiliary, Guess, Observation, Reader, Threat, build_attack, prepare
+from cutlayer.attacks.prior import Prior
+from cutlayer.audit.material import Item, attackers, victims
+from cutlayer.audit.metrics.documents import over_documents
+from cutlayer.audit.metrics.positional import token_accuracy
+from cutlayer.audit.pripert_calibration import calibrate_directions
+from cutlayer.audit.scene import Scene, attacker_secret
+from cutlayer.audit.utility_figures import utility_outcome
+from cutlayer.defences.defence import build_channel, build_defence
+from cutlayer.defences.positions import History
+from cutlayer.defences.pripert_directions import write_directions
+from cutlayer.models.locate import locate
+from cutlayer.records.record import Figure, median, new_record
+from cutlayer.text.tokenizer import Tokenizer
+from report import finish
+
+READINGS: Final = ("static", "offline", "power", "gradient", "backprop", "decoy")
+ATTACKS: Final = ("actinv_0", "actinv", "actinv_K", "ridge", "mlp", "search", "search_blind")
+ONLINE: Final = frozenset({"power", "gradient", "backprop", "decoy"})
+
+app = App(help=__doc__)
+
+
+class Plan(NamedTuple):
+    """What every setting is given."""
+
+    items: list[Item]
+    online_items: int
+    auxiliary: torch.Tensor
+    """[S, T] ids of the attacker's text."""
+    online_sequences: int
+    utility_items: int
+    attacks: dict[str, str]
+    """Name → specification."""
+    prior: Prior
+
+
+class Row(NamedTuple):
+    """One setting."""
+
+    name: str
+    defence: str
+    online: bool
+    beta: float
+
+
+@runtime_checkable
+class Many(Protocol):
+    """Reads several prompts at once."""
+
+    def read_many(self, observations: Sequence[Observation]) -> list[Guess]: ...
+
+
+@runtime_checkable
+class Sweep(Protocol):
+    """Guesses after several numbers of steps."""
+
+    def sweep(self, observation: Observation) -> dict[int, Guess]: ...
+
+
+@app.default
+def pripert(
+    *,
+    model: str = "smollm2-135m",
+    depths: tuple[int, ...] = (4, 2),
+    readings: tuple[str, ...] = READINGS,
+    betas: tuple[float, ...] = (0.2, 0.8),
+    attacks: tuple[str, ...] = ATTACKS,
+    prompts: int = 50,
+    online_prompts: int = 5,
+    pairs: int = 60_000,
+    online_pairs: int = 512,
+    calibration: int = 4096,
+    steps: int = 500,
+    stops: tuple[int, ...] = (50, 100, 300, 1000),
+    mlp_steps: int = 800,
+    width: int = 1024,
+    utility_prompts: int = 20,
+    seed: int = 0,
+    write: bool = True,
+) -> None:
+    """Measure and record.
+
+    Parameters
+    ----------
+    model
+        Name or directory.
+    depths
+        Layers of the client, with two more at the end.
+    readings
+        Some of static, offline (static with directions calibrated on the whole model), power, gradient, backprop, decoy.
+    betas
+        Length of the perturbation over that of the hidden state.
+    attacks
+        Some of actinv_0 (uncalibrated), actinv, actinv_K (stopped early), ridge, mlp, search, search_blind.
+    prompts
+        How many prompts are attacked.
+    online_prompts
+        The same for power, gradient, backprop and decoy; their utility is measured on as many at most.
+    pairs
+        Tokens of the attacker's own text.
+    online_pairs
+        Of those, how many go through power, gradient, backprop and decoy; the others through Gaussian noise of the same length.
+    calibration
+        Tokens of public text behind the offline directions.
+    steps
+        Of gradient matching.
+    stops
+        Of its early stopping.
+    mlp_steps
+        Of training the inverter.
+    width
+        Candidates per position of a search that no acceptance ends.
+    utility_prompts
+        Prompts whose perplexity is measured.
+    seed
+        Of prompts, text and attacks.
+    write
+        Whether to write the record.
+    """
+    directory = locate(model)
+    tokenizer = Tokenizer(directory)
+    material = victims(tokenizer.encode, b"pripert", None, prompts, 0, seed)
+    first = Scene.load(model, f"{depths[0]}:-2")
+    auxiliary, owned = attackers(tokenizer.encode, len(first.head.embedding()), None, pairs, seed)
+    specs = {
+        "actinv_0": f"actinv:calibrate=false,steps={steps}",
+        "actinv": f"actinv:steps={steps}",
+        "actinv_K": f"actinv:stops={'+'.join(map(str, stops))}",
+        "ridge": "ridge",
+        "mlp": f"mlp:steps={mlp_steps}",
+        "search": f"search:width={width}",
+        "search_blind": f"search:width={width}",
+    }
+    plan = Plan(
+        material.items,
+        online_prompts,
+        auxiliary,
+        -(-online_pairs // auxiliary.shape[1]),
+        utility_prompts,
+        {name: spec for name, spec in specs.items() if name in attacks},
+        Prior.load(directory),
+    )
+    figures: dict[str, Figure] = {}
+    samples: dict[str, list[float]] = {}
+    for depth in depths:
+        clean = Scene.load(model, f"{depth}:-2")
+        hidden = clean.auxiliary(auxiliary).released  # [S, T, D], of which every defence is a function
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "directions.safetensors"
+            if "offline" in readings:
+                public = auxiliary[: max(1, calibration // auxiliary.shape[1])]
+                write_directions(path, calibrate_directions(directory, depth, ids=public, seed=seed))
+            for row in _rows(readings, betas, path):
+                label = f"k{depth}_{row.name}_{row.beta:g}"
+                _measure(clean.under(row.defence), row, plan, hidden, f"{label}_", figures, samples, seed)
+    config: dict[str, Any] = {
+        "model": model,
+        "dtype": "float32",
+        "codec": "fp32",
+        "depths": depths,
+        "tail_layers": 2,
+        "betas": betas,
+        "readings": readings,
+        "prompts": material.prompts.source,
+        "prompt_tokens": [material.prompts.shortest, material.prompts.longest],
+        "online_prompts": online_prompts,
+        "auxiliary": owned.source,
+        "pairs": owned.pairs,
+        "online_pairs": online_pairs,
+        "calibration_tokens": calibration,
+        "attacks": plan.attacks,
+        "attacks_meaning": "actinv_K: the guess after K steps; search_blind: takes the noise for Gaussian of its length",
+        "derived": "every reading is derived; the paper is known from its abstract only",
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+    }
+    finish(new_record("pripert", "cutlayer bench pripert", config, figures, dict(samples)), write=write)
+
+
+def _rows(readings: Sequence[str], betas: Sequence[float], path: Path) -> list[Row]:
+    """Each β's settings, Gaussian noise first."""
+    rows = []
+    for beta in betas:
+        rows.append(Row("gaussian", f"gaussian:relative={beta}", False, beta))
+        for reading in readings:
+            options = f"directions={path}" if reading == "offline" else f"reading={reading}"
+            rows.append(Row(reading, f"pripert:beta={beta},{options}", reading in ONLINE, beta))
+    return rows
+
+
+def _measure(
+    scene: Scene,
+    row: Row,
+    plan: Plan,
+    hidden: torch.Tensor,
+    label: str,
+    figures: dict[str, Figure],
+    samples: dict[str, list[float]],
+    seed: int,
+) -> None:
+    """All figures of one setting; `hidden` [S, T, D] are the undefended states of the attacker's text."""
+    items = plan.items[: plan.online_items] if row.online else plan.items
+    costs, observations = [], []
+    for index, item in enumerate(track(items, f"{label}release")):
+        states = scene.hidden(torch.tensor([item.ids]))[0]  # [T, D]
+        defence = build_defence(row.defence, attacker_secret(seed, -1, index), scene.head)
+        started = time.perf_counter()
+        released = defence.release(states, History().extend(0, item.ids))
+        costs.append((time.perf_counter() - started) * 1e3 / len(item.ids))
+        observations.append(Observation(released[None]))  # a float32 wire loses nothing
+    figures[label + "client_ms_per_token"] = median(costs, "ms")
+    samples[label + "client_ms_per_token"] = costs
+
+    outcome = utility_outcome(scene.directory, scene, [item.ids for item in items[: plan.utility_items]])
+    figures.update({label + name: figure for name, figure in outcome.figures.items()})
+
+    threat = scene.threat(_auxiliary(scene, row, plan, hidden, seed), plan.prior, seed=seed)
+    blind = None if row.name == "gaussian" else _blind(scene, row, plan, hidden, threat)
+    for name, guesses in _attacked(threat, blind, plan, observations, row.defence):
+        values = [token_accuracy(item.ids, guess.tokens.tolist()) for item, guess in zip(items, guesses, strict=True)]
+        scored = [value for value in values if isinstance(value, float)]
+        figure = over_documents(scored, [float(len(item.ids)) for item in items])
+        if not isinstance(figure, Figure):
+            raise TypeError(f"{label}{name}: {figure.reason}")
+        figures[f"{label}{name}_token_accuracy"] = figure
+        samples[f"{label}{name}_token_accuracy"] = scored
+
+
+def _auxiliary(scene: Scene, row: Row, plan: Plan, hidden: torch.Tensor, seed: int) -> Auxiliary:
+    """The attacker's text through the defence; where that is too dear, most of it through noise of the same length."""
+    if not row.online:
+        return scene.auxiliary(plan.auxiliary, seed=seed, hidden=hidden)
+    few = plan.online_sequences
+    own = scene.auxiliary(plan.auxiliary[:few], seed=seed, hidden=hidden[:few])
+    if few >= len(hidden):
+        return own
+    noisy = scene.under(f"gaussian:relative={row.beta}")
+    rest = noisy.auxiliary(plan.auxiliary[few:], seed=seed, hidden=hidden[few:])
+    return Auxiliary(plan.auxiliary, torch.cat([own.released, rest.released]))
+
+
+def _blind(scene: Scene, row: Row, plan: Plan, hidden: torch.Tensor, threat: Threat) -> Threat:
+    """The same attacker, who takes the perturbation for Gaussian noise of its length, also in its own text."""
+    believed = scene.under(row.defence)
+    believed.channel = build_channel(f"gaussian:relative={row.beta}", scene.head)
+    # without a subspace, point estimates under either law are the same
+    auxiliary = threat.auxiliary if row.online else believed.auxiliary(plan.auxiliary, seed=threat.seed, hidden=hidden)
+    return threat._replace(channel=believed.channel, auxiliary=auxiliary)
+
+
+def _attacked(
+    threat: Threat, blind: Threat | None, plan: Plan, observations: Sequence[Observation], defence: str
+) -> Iterator[tuple[str, list[Guess]]]:
+    """(name, guesses) of every attack."""
+    for name, spec in track(plan.attacks.items(), f"{defence} attacks"):
+        known = blind if name == "search_blind" else threat
+        if known is None:
+            continue
+        reader = prepare(build_attack(spec), known)
+        if name == "actinv_K":
+            assert isinstance(reader, Sweep)
+            swept = [reader.sweep(observation) for observation in observations]
+            yield from ((f"actinv_{stop}", [guesses[stop] for guesses in swept]) for stop in swept[0])
+        else:
+            yield name, _read(reader, observations)
+
+
+def _read(reader: Reader, observations: Sequence[Observation]) -> list[Guess]:
+    if isinstance(reader, Many):
+        return reader.read_many(observations)
+    return [reader.read(observation) for observation in observations]
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,186 @@
+"""Candidate search: which token, following what was read so far, gives the hidden state that left?
+
+Left to right, candidates for a position are run through the attacker's copy of the layers and compared with what left, by
+the defence's own likelihood. Where acceptance is exact, whole guesses are verified in one forward first, so only positions
+that the linear proposals got wrong cost a search.
+
+Notation: N sessions, T positions, C candidates, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+import torch
+
+from cutlayer.attacks.attack import Attack, AttackCard, Guess, Observation, Reader, Threat, given
+from cutlayer.attacks.proposals import Proposals
+from cutlayer.attacks.tree import TreeForward
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cutlayer.registry import Spec
+
+_ROUNDS: Final = (8, 56, 192, 768, 7168)
+"""New candidates per round of an exact search; then all the rest."""
+_PACKED: Final = 512
+"""Candidates per forward: attention among them costs their square."""
+
+
+class _Options(msgspec.Struct, forbid_unknown_fields=True):
+    width: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 64
+    limit: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+class _SearchReader:
+    def __init__(self, threat: Threat, options: _Options) -> None:
+        self._threat = threat
+        self._options = options
+        self._proposals = Proposals(threat)
+
+    def read(self, observation: Observation) -> Guess:
+        return _Search(self._threat, self._options, self._proposals, observation.released).run()
+
+
+class _Search:
+    """The search of one prompt."""
+
+    def __init__(self, threat: Threat, options: _Options, proposals: Proposals, released: torch.Tensor) -> None:
+        self._channel = threat.channel
+        self._prior = threat.prior
+        self._options = options
+        self._released = released
+        self._tree = TreeForward(given(threat.head))
+        self._proposed = proposals.log_probs(released)  # [T, V]
+        self._language = threat.prior.session() if threat.prior is not None else None
+        self._told = 0  # tokens the language model has seen
+        self._next = torch.empty(0)
+        self._evaluated = 0
+        self._tokens: list[int] = []
+        self._confidence: list[float] = []
+
+    def run(self) -> Guess:
+        length = self._released.shape[1]
+        while len(self._tokens) < length:
+            if self._channel.exact:
+                self._verify()
+            if len(self._tokens) < length:
+                self._search()
+        effort = {"candidates": float(self._evaluated)}
+        return Guess(torch.tensor(self._tokens), torch.tensor(self._confidence), effort)
+
+    def _verify(self) -> None:
+        """Run the best proposals of all remaining positions as one chain and take its correct beginning."""
+        done = len(self._tokens)
+        chain = self._proposed[done:].argmax(-1).tolist()
+        states = self._tree.extend(chain, range(done - 1, done - 1 + len(chain)))  # [T, D]
+        self._evaluated += 1  # those after the first wrong one decided nothing
+        for i, token in enumerate(chain):
+            if not bool(self._channel.accepts(self._released[:, done + i], states[i : i + 1])):
+                break
+            self._take(token, 1.0)
+        self._evaluated += max(0, len(self._tokens) - done - 1)
+        self._tree.keep(range(len(self._tokens)))
+
+    def _search(self) -> None:
+        """Find the token of the next position among growing sets of candidates."""
+        at = len(self._tokens)
+        released = self._released[:, at]  # [N, D]
+        tried: list[int] = []
+        scores: list[torch.Tensor] = []
+        for candidates in self._rounds(at):
+            score, accepted = self._evaluate(candidates, at - 1, released)
+            tried += candidates
+            scores.append(score)
+            if bool(accepted.any()) and self._channel.exact:
+                break
+        likelihood = torch.cat(scores)  # [C]
+        best = int(likelihood.argmax())
+        self._tree.extend([tried[best]], [at - 1])
+        self._take(tried[best], float(torch.softmax(likelihood, dim=0)[best]))
+
+    def _evaluate(
+        self, candidates: list[int], parent: int, released: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-likelihood and acceptance of each candidate, [C]; the tree is left as it was."""
+        held = parent + 1
+        scores, accepted = [], []
+        for start in range(0, len(candidates), _PACKED):
+            part = candidates[start : start + _PACKED]
+            states = self._tree.extend(part, [parent] * len(part))  # [C, D]
+            self._tree.keep(range(held))
+            scores.append(self._channel.log_likelihood(released, states))
+            accepted.append(self._channel.accepts(released, states))
+        self._evaluated += len(candidates)
+        return torch.cat(scores), torch.cat(accepted)
+
+    def _rounds(self, at: int) -> Iterator[list[int]]:
+        """Sets of candidates, the most promising first, no token twice."""
+        ranked = self._proposed[at].argsort(descending=True).tolist()
+        if not self._channel.exact:
+            yield ranked[: self._options.width]
+            return
+        left = self._options.limit or len(ranked)
+        tried: set[int] = set()
+        for number, size in enumerate((*_ROUNDS, len(ranked))):
+            if number == 1 and self._prior is not None:
+                ranked = (self._proposed[at] + self._expected()).argsort(descending=True).tolist()
+            fresh = [token for token in ranked if token not in tried][: min(size, left)]
+            tried.update(fresh)
+            left -= len(fresh)
+            if fresh:
+                yield fresh
+
+    def _expected(self) -> torch.Tensor:
+        """The language model's log p of the next token, [V]."""
+        prior, language = given(self._prior), given(self._language)
+        if not self._tokens:
+            return prior.first()
+        fresh = self._tokens[self._told :]
+        self._next = language.extend(fresh, range(self._told - 1, len(self._tokens) - 1))[-1] if fresh else self._next
+        self._told = len(self._tokens)
+        return self._next
+
+    def _take(self, token: int, confidence: float) -> None:
+        self._tokens.append(token)
+        self._confidence.append(confidence)
+
+
+class _SearchAttack:
+    def __init__(self, options: _Options) -> None:
+        self._options = options
+
+    @property
+    def card(self) -> AttackCard:
+        return ATTACK.card
+
+    def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
+        return _SearchReader(threat, self._options)
+
+
+class _SearchKind:
+    card = AttackCard(
+        name="search",
+        source="SipIt (arXiv 2510.15511) and vocabulary matching (arXiv 2505.18332)",
+        threat_model="Holds the client's first layers (public weights) and the token table, sees every position's state.",
+        needs=frozenset({"embedding", "head"}),
+        parameters={
+            "width": "candidates compared at each position when the defence is random",
+            "limit": "most candidates tried at a position, default the whole vocabulary",
+        },
+        deviations=(
+            "Acceptance by the defence's likelihood instead of a fixed radius, and the likeliest candidate when none is "
+            "accepted; candidates ranked by a linear map, then a language model, instead of gradient steps or at random; a "
+            "whole guess is verified in one forward before any position is searched. No backtracking."
+        ),
+        expected="100 % of prompts undefended, about 0.2 % of the vocabulary explored (published, 7–8B models in FP4).",
+    )
+
+    def build(self, spec: Spec) -> Attack:
+        """See `Kind.build`."""
+        return _SearchAttack(spec.read(_Options))
+
+
+ATTACK: Final = _SearchKind()

@@ -1,0 +1,1 @@
+"""Reports of an audit: pure functions of its records."""

@@ -1,0 +1,1 @@
+"""What this machine shows to its own user over HTTP. Loopback only."""
