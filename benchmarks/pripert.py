@@ -5,7 +5,8 @@ calibration and stopped early; inverters retrained on defended pairs; candidate 
 subspace: projects it out) and search that does not. Nothing here is a figure of the paper, whose readings are derived.
 
 The readings that run the layers again at every position cost up to seconds per token. They get fewer prompts, and their
-inverters few defended pairs, filled up with pairs under Gaussian noise of the same length.
+inverters few defended pairs, filled up with pairs under Gaussian noise of the same length; search, which would simulate the
+defence on tokens of its own, simulates that noise.
 
 Prints and writes the record ``pripert``.
 """
@@ -29,6 +30,7 @@ from cutlayer.audit.metrics.documents import over_documents
 from cutlayer.audit.metrics.positional import token_accuracy
 from cutlayer.audit.pripert_calibration import calibrate_directions
 from cutlayer.audit.scene import Scene, attacker_secret
+from cutlayer.audit.utility import Utility
 from cutlayer.audit.utility_figures import utility_outcome
 from cutlayer.defences.defence import build_channel, build_defence
 from cutlayer.defences.positions import History
@@ -56,6 +58,7 @@ class Plan(NamedTuple):
     utility_items: int
     attacks: dict[str, str]
     """Name → specification."""
+    online_width: int
     prior: Prior
 
 
@@ -99,6 +102,7 @@ def pripert(
     stops: tuple[int, ...] = (50, 100, 300, 1000),
     mlp_steps: int = 800,
     width: int = 1024,
+    online_width: int = 4096,
     utility_prompts: int = 20,
     seed: int = 0,
     write: bool = True,
@@ -135,6 +139,8 @@ def pripert(
         Of training the inverter.
     width
         Candidates per position of a search that no acceptance ends.
+    online_width
+        The same against power, gradient, backprop and decoy: the last makes the true token an unlikely candidate.
     utility_prompts
         Prompts whose perplexity is measured.
     seed
@@ -163,12 +169,14 @@ def pripert(
         -(-online_pairs // auxiliary.shape[1]),
         utility_prompts,
         {name: spec for name, spec in specs.items() if name in attacks},
+        online_width,
         Prior.load(directory),
     )
     figures: dict[str, Figure] = {}
     samples: dict[str, list[float]] = {}
     for depth in depths:
         clean = Scene.load(model, f"{depth}:-2")
+        utility = Utility(directory, clean.cut)
         hidden = clean.auxiliary(auxiliary).released  # [S, T, D], of which every defence is a function
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "directions.safetensors"
@@ -177,7 +185,7 @@ def pripert(
                 write_directions(path, calibrate_directions(directory, depth, ids=public, seed=seed))
             for row in _rows(readings, betas, path):
                 label = f"k{depth}_{row.name}_{row.beta:g}"
-                _measure(clean.under(row.defence), row, plan, hidden, f"{label}_", figures, samples, seed)
+                _measure(clean.under(row.defence), utility, row, plan, hidden, f"{label}_", figures, samples, seed)
     config: dict[str, Any] = {
         "model": model,
         "dtype": "float32",
@@ -194,6 +202,7 @@ def pripert(
         "online_pairs": online_pairs,
         "calibration_tokens": calibration,
         "attacks": plan.attacks,
+        "online_width": online_width,
         "attacks_meaning": "actinv_K: the guess after K steps; search_blind: takes the noise for Gaussian of its length",
         "derived": "every reading is derived; the paper is known from its abstract only",
         "threads": torch.get_num_threads(),
@@ -215,6 +224,7 @@ def _rows(readings: Sequence[str], betas: Sequence[float], path: Path) -> list[R
 
 def _measure(
     scene: Scene,
+    utility: Utility,
     row: Row,
     plan: Plan,
     hidden: torch.Tensor,
@@ -236,12 +246,14 @@ def _measure(
     figures[label + "client_ms_per_token"] = median(costs, "ms")
     samples[label + "client_ms_per_token"] = costs
 
-    outcome = utility_outcome(scene.directory, scene, [item.ids for item in items[: plan.utility_items]])
+    outcome = utility_outcome(utility, scene, [item.ids for item in items[: plan.utility_items]])
     figures.update({label + name: figure for name, figure in outcome.figures.items()})
 
     threat = scene.threat(_auxiliary(scene, row, plan, hidden, seed), plan.prior, seed=seed)
+    if row.online:
+        threat = threat._replace(simulate=_gaussian(scene, row).threat(seed=seed).simulate)
     blind = None if row.name == "gaussian" else _blind(scene, row, plan, hidden, threat)
-    for name, guesses in _attacked(threat, blind, plan, observations, row.defence):
+    for name, guesses in _attacked(threat, blind, plan, observations, row):
         values = [token_accuracy(item.ids, guess.tokens.tolist()) for item, guess in zip(items, guesses, strict=True)]
         scored = [value for value in values if isinstance(value, float)]
         figure = over_documents(scored, [float(len(item.ids)) for item in items])
@@ -259,29 +271,36 @@ def _auxiliary(scene: Scene, row: Row, plan: Plan, hidden: torch.Tensor, seed: i
     own = scene.auxiliary(plan.auxiliary[:few], seed=seed, hidden=hidden[:few])
     if few >= len(hidden):
         return own
-    noisy = scene.under(f"gaussian:relative={row.beta}")
-    rest = noisy.auxiliary(plan.auxiliary[few:], seed=seed, hidden=hidden[few:])
+    rest = _gaussian(scene, row).auxiliary(plan.auxiliary[few:], seed=seed, hidden=hidden[few:])
     return Auxiliary(plan.auxiliary, torch.cat([own.released, rest.released]))
 
 
 def _blind(scene: Scene, row: Row, plan: Plan, hidden: torch.Tensor, threat: Threat) -> Threat:
     """The same attacker, who takes the perturbation for Gaussian noise of its length, also in its own text."""
+    channel = build_channel(_gaussian(scene, row).defence, scene.head)
+    if row.online:  # without a subspace, point estimates under either law are the same
+        return threat._replace(channel=channel)
     believed = scene.under(row.defence)
-    believed.channel = build_channel(f"gaussian:relative={row.beta}", scene.head)
-    # without a subspace, point estimates under either law are the same
-    auxiliary = threat.auxiliary if row.online else believed.auxiliary(plan.auxiliary, seed=threat.seed, hidden=hidden)
-    return threat._replace(channel=believed.channel, auxiliary=auxiliary)
+    believed.channel = channel
+    own = believed.auxiliary(plan.auxiliary, seed=threat.seed, hidden=hidden)
+    return believed.threat(own, threat.prior, seed=threat.seed)
+
+
+def _gaussian(scene: Scene, row: Row) -> Scene:
+    """The same cut under Gaussian noise of the same length."""
+    return scene.under(f"gaussian:relative={row.beta}")
 
 
 def _attacked(
-    threat: Threat, blind: Threat | None, plan: Plan, observations: Sequence[Observation], defence: str
+    threat: Threat, blind: Threat | None, plan: Plan, observations: Sequence[Observation], row: Row
 ) -> Iterator[tuple[str, list[Guess]]]:
     """(name, guesses) of every attack."""
-    for name, spec in track(plan.attacks.items(), f"{defence} attacks"):
+    for name, spec in track(plan.attacks.items(), f"{row.defence} attacks"):
         known = blind if name == "search_blind" else threat
         if known is None:
             continue
-        reader = prepare(build_attack(spec), known)
+        wide = f"search:width={plan.online_width}" if row.online and name in ("search", "search_blind") else spec
+        reader = prepare(build_attack(wide), known)
         if name == "actinv_K":
             assert isinstance(reader, Sweep)
             swept = [reader.sweep(observation) for observation in observations]

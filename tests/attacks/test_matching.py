@@ -113,10 +113,10 @@ def test_noise_in_place_of_states_reads_nothing(tiny: Tiny) -> None:
 
 def test_tbs_and_pia_read_an_undefended_shallow_cut(tiny: Tiny) -> None:
     at = scene(tiny("llama"), "1:-2")
-    texts = prompts((6, 5))
+    texts = prompts((12, 7))
     observations = watched(at, texts)
-    for spec in ("tbs:steps=300", "tbs:steps=300,loss=cosine", "pia:steps=200"):
-        assert accuracy(reader(spec, at, prior=True).read_many(observations), texts) >= 0.9, spec
+    for spec in ("tbs:steps=250", "tbs:steps=250,loss=cosine", "pia:steps=200"):
+        assert accuracy(reader(spec, at, prior=True).read_many(observations), texts) >= 0.85, spec
 
 
 def test_calibration_helps_under_noise_and_never_lowers_the_likelihood(tiny: Tiny) -> None:

@@ -17,10 +17,9 @@ from cutlayer.audit.grid import Cell, expand, split_specs
 from cutlayer.audit.knowledge import ThreatModel
 from cutlayer.audit.request import Request
 from cutlayer.audit.run import run_audit
-from cutlayer.audit.scoring import Outcome
 from cutlayer.audit.shelf import Shelf
 from cutlayer.errors import CutError, InputError, InsecureError, UnknownNameError
-from cutlayer.records.record import Figure, read_record
+from cutlayer.records.record import read_record
 from cutlayer.types import Cut
 
 if TYPE_CHECKING:
@@ -252,15 +251,30 @@ def test_planted_secrets_are_scored(base: Request) -> None:
     assert records["search"].figures["canary_exact_match"].n == 2
 
 
-def test_utility_is_added_without_attacking_again(base: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = run_audit(base)
-    increase = Figure(0.04, 0.03, 0.05, 3, "fraction")
-    monkeypatch.setattr(measure, "utility_outcome", lambda *given: Outcome({"perplexity_increase": increase}, {}))
-    after = run_audit(changed(base, utility=True))
+def test_utility_is_added_without_attacking_again(base: Request) -> None:
+    request = changed(base, attacks=("ridge",), defences=("none", "gaussian:relative=1"))
+    before = run_audit(request)
+    after = run_audit(changed(request, utility=True))
     for old, new in zip(before, after, strict=True):
-        assert new.figures["perplexity_increase"] == increase
         assert new.samples == old.samples
         assert new.record.created == old.record.created
+    plain, noisy = (record.figures["perplexity_increase"] for record in after)
+    assert plain.value == pytest.approx(0, abs=1e-3)  # no defence, no cost
+    assert noisy.low < noisy.value < noisy.high  # a random model may gain by chance, so no sign is expected
+    assert after[0].figures["kl"].value == pytest.approx(0, abs=1e-3)
+    assert after[1].figures["kl"].low > 0.005
+    assert after[1].figures["agreement"].value < after[0].figures["agreement"].value
+    kinds: list[str] = []
+    run_audit(changed(request, utility=True), lambda event: kinds.append(event.kind))
+    assert [kind for kind in kinds if kind != "share"] == ["skipped", "skipped"]
+
+
+def test_utility_that_fails_is_said_to(base: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "Utility", _Boom.read)
+    record = run_audit(changed(base, attacks=("ridge",), utility=True))[0]
+    assert record.complete
+    assert "perplexity_increase" not in record.figures
+    assert "Error" in record.config.unmeasured["perplexity_increase"]
 
 
 def test_a_dead_worker_costs_its_own_cells_only(base: Request, monkeypatch: pytest.MonkeyPatch) -> None:

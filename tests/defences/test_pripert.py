@@ -264,6 +264,17 @@ def test_the_channel_accepts_the_truth_and_ranks_it_first(head: Head, reading: s
         assert int(channel.log_likelihood(observed[:, position], candidates).argmax()) == IDS[position]
 
 
+def test_a_nearer_decoy_does_not_outrank_the_right_distance_but_the_nearest_wins_without_one() -> None:
+    channel = build_channel("pripert:reading=decoy,beta=0.5")
+    true = 10 * at_random(1, 576)[:, 0]
+    away = normalize(torch.randn(576, generator=torch.Generator().manual_seed(9)), dim=0)
+    observed = (true + 5 * away)[None]
+    decoy, strayed, far = true + 4.5 * away, true + 0.3 * away, true - 3 * away
+    assert int(channel.log_likelihood(observed, torch.stack([decoy, true, strayed])).argmax()) == 1
+    assert channel.accepts(observed, torch.stack([decoy, true, strayed])).tolist() == [False, True, False]
+    assert int(channel.log_likelihood(observed, torch.stack([far, strayed])).argmax()) == 1
+
+
 def test_projecting_the_static_subspace_out_brings_the_estimate_nearer(head: Head) -> None:
     ids = torch.randint(101, (60,), generator=torch.Generator().manual_seed(3)).tolist()
     hidden = states(head, ids)[1:]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 QUESTION = "Ada owes 4711."
-SETTLED = "Everything that crossed has been read."
+SETTLED = "The attack has been through everything that crossed."
 HOSTILE = "<script>document.title='x'</script><img src=x onerror=\"document.title='x'\">&lt;"
 
 

@@ -9,6 +9,8 @@ converge, without which 200 steps at k = 4 of SmolLM2-135M left it no better tha
 * z in place of e – a step moves along each direction of the table as far as the table spreads there;
 * standard units – the residual stream has a few coordinates that are large and alike at all positions.
 
+Pulling the embeddings to their nearest table rows during descent, in place of the prior, was tried and gained nothing.
+
 Footgun: b = 1, the Gaussian prior taken at its word, draws noisy embeddings so far to the mean that the nearest rows are the
 commonest ones.
 
@@ -151,9 +153,8 @@ class _ActInvAttack:
         half = 0.5 * float(table.centred.square().mean().sqrt())
 
         def uniform(rows: torch.Tensor) -> torch.Tensor:
-            coins = torch.Generator().manual_seed(
-                threat.seed
-            )  # the same for each prompt: no guess depends on its batch
+            # the same for each prompt: no guess depends on its batch
+            coins = torch.Generator().manual_seed(threat.seed)
             return half * (2 * torch.rand(rows.shape, generator=coins).to(rows.device) - 1)
 
         return uniform
@@ -169,10 +170,11 @@ class _ActInv:
         ),
         needs=frozenset({"head", "auxiliary", "prior"}),
         parameters={
-            "init": "first embeddings: ridge regression from the hidden states, mean of the table, or uniform ±0.5 RMS(E)",
+            "init": "first embeddings: ridge regression from the hidden states, mean of the table, or uniform within half the RMS of the centred table",
             "steps": "of Adam; 200 up to 8 layers, 600 beyond",
             "stops": "numbers of steps joined by +; a guess is made at each, the likeliest under the law is kept",
             "mu": "weight of the relative squared error beside the cosine",
+            "shrink": "b, weight of the Gaussian prior over embeddings",
             "calibrate": "whether candidates are tried left to right; without it the attack is ActInv-D0",
             "neighbours": "candidates from the table at every position",
             "speculated": "candidates from the language model at every position",

@@ -10,6 +10,7 @@ Notation: N sessions in which one prompt was sent, T positions, D hidden size, V
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import msgspec
@@ -18,7 +19,7 @@ from cutlayer.errors import InputError
 from cutlayer.registry import Registry, Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import torch
 
@@ -61,6 +62,9 @@ class Threat(NamedTuple):
     auxiliary: Auxiliary | None = None
     prior: Prior | None = None
     """A language model the attacker owns."""
+    simulate: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    """The defence under keys of the attacker's own: hidden states [S, T, D] and their ids [S, T] → the channel's estimates
+    [S, T, D] from N sessions. None where what leaves is what went in."""
     repeats: int = 1
     """N."""
     seed: int = 0
@@ -85,7 +89,7 @@ class Guess(NamedTuple):
     """[T] token ids."""
     confidence: torch.Tensor
     """[T] in [0, 1], the attack's own opinion."""
-    effort: dict[str, float] | None = None
+    effort: Mapping[str, float] = MappingProxyType({})
     """What it took, e.g. ``candidates``: hidden states evaluated in all."""
 
 

@@ -3,7 +3,7 @@
 What is optimised, how, and what for is a `Recipe`, one per attack. A prompt leaves the batch as soon as its nearest tokens
 explain everything that was observed, which only an exact law can say: going on could not change the guess.
 
-Notation: B prompts, T positions, D hidden size.
+Notation: B prompts, N sessions, T positions, D hidden size.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ class Moment(NamedTuple):
     states: torch.Tensor
     """[B, T, D]"""
     variable: torch.Tensor
-    """[B, T, D]"""
-    embeddings: torch.Tensor
     """[B, T, D]"""
     targets: Padded
 
@@ -105,21 +103,18 @@ def descend(
         if step % _REVIEW == 0:
             if channel.exact:
                 with torch.no_grad():
-                    places = [recipe.embeddings(variables[i]) for i in active]
-                guesses = forward.of_tokens([table.nearest(place - table.mean).tokens[:, 0] for place in places])
-                for i, states, place in zip(active, guesses, places, strict=True):
-                    if _explained(observations[i], states, channel):
-                        results[i] = Descended({**dict.fromkeys(stops, place), **results[i].embeddings}, step)
-                active = [i for i in active if results[i].steps == stops[-1]]
+                    places = {i: recipe.embeddings(variables[i]) for i in active}
+                for i in _explained(forward, table, channel, observations, places):
+                    results[i] = Descended({**dict.fromkeys(stops, places[i]), **results[i].embeddings}, step)
+                    active.remove(i)
             if not active:
                 break
             batch = targets.padded(active)
         for group, rate in zip(optimiser.param_groups, first_rates, strict=True):
             group["lr"] = rate * recipe.rate(step / stops[-1])
         variable = pad_sequence([variables[i] for i in active], batch_first=True)  # [B, T, D]
-        embeddings = recipe.embeddings(variable)
-        loss = recipe.loss(Moment(forward(embeddings), variable, embeddings, batch))
-        optimiser.zero_grad()
+        loss = recipe.loss(Moment(forward(recipe.embeddings(variable)), variable, batch))
+        optimiser.zero_grad()  # leaves prompts that are done without a gradient, so that they stand still
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         with torch.no_grad():
@@ -130,7 +125,22 @@ def descend(
     return results
 
 
-def _explained(observation: Observation, states: torch.Tensor, channel: Channel) -> bool:
-    """Whether states [T, D] are accepted at every position."""
-    released = observation.released.to(states.device)
+def _explained(
+    forward: EmbeddingForward,
+    table: TokenTable,
+    channel: Channel,
+    observations: Sequence[Observation],
+    places: dict[int, torch.Tensor],
+) -> list[int]:
+    """The prompts whose embeddings [T, D] lie nearest to tokens that are accepted at every position."""
+    tokens = [table.nearest(place - table.mean).tokens[:, 0] for place in places.values()]
+    return [
+        i
+        for i, states in zip(places, forward.of_tokens(tokens), strict=True)
+        if _accepted(channel, observations[i].released.to(states.device), states)
+    ]
+
+
+def _accepted(channel: Channel, released: torch.Tensor, states: torch.Tensor) -> bool:
+    """Whether [N, T, D] may have left in place of states [T, D]."""
     return all(bool(channel.accepts(released[:, t], states[t : t + 1])) for t in range(len(states)))

@@ -120,7 +120,7 @@ class Standard(NamedTuple):
         count = carried.sum(0).clamp_min(1)  # [D]
         mean = ordinary.sum(0) / count
         deviation = (((ordinary - mean) * carried).square().sum(0) / count).sqrt()
-        return cls(mean, deviation.clamp_min(0.01 * float(deviation.square().mean().sqrt())))
+        return cls(mean, deviation.clamp_min(1e-3 * float(deviation.square().mean().sqrt())))
 
     def apply(self, states: torch.Tensor, targets: Padded) -> tuple[torch.Tensor, Padded]:
         """States [B, T, D] and what they are to match, both in standard units."""

@@ -6,12 +6,14 @@ Notation: T positions, D hidden size, V vocabulary, S sequences.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 import torch
 
 from cutlayer.attacks.attack import Auxiliary, given
 from cutlayer.attacks.linear_map import LinearMap
 from cutlayer.attacks.table import TokenTable
+from cutlayer.models.parts import Head
 
 if TYPE_CHECKING:
     from cutlayer.attacks.attack import Threat
@@ -56,10 +58,23 @@ def _joined(*parts: Auxiliary) -> Auxiliary:
 
 
 def _random_pairs(threat: Threat, sequences: int, length: int) -> Auxiliary:
-    head, table = given(threat.head), given(threat.embedding)
-    generator = torch.Generator().manual_seed(threat.seed)
-    ids = torch.randint(len(table), (sequences, length), generator=generator)
-    with torch.inference_mode():
-        batches = torch.split(ids, max(1, _FORWARD_TOKENS // length))
-        hidden = [head(batch.to(table.device), head.new_cache()).float() for batch in batches]
-    return Auxiliary(ids, torch.cat(hidden))
+    """Random tokens through the layers and, if there is one, the defence."""
+    ids, hidden = _random_states(given(threat.head), sequences, length)
+    return Auxiliary(ids, threat.simulate(hidden, ids) if threat.simulate else hidden)
+
+
+_STATES: Final[WeakKeyDictionary[Head, dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]]] = WeakKeyDictionary()
+"""Many defences are attacked at one cut, and random tokens pass its layers but once."""
+
+
+def _random_states(head: Head, sequences: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids [S, T], hidden states [S, T, D])."""
+    held = _STATES.setdefault(head, {})
+    if (sequences, length) not in held:
+        table = head.embedding()
+        ids = torch.randint(len(table), (sequences, length), generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            batches = torch.split(ids, max(1, _FORWARD_TOKENS // length))
+            hidden = torch.cat([head(batch.to(table.device), head.new_cache()).float().cpu() for batch in batches])
+        held[sequences, length] = (ids, hidden)
+    return held[sequences, length]

@@ -58,7 +58,7 @@ class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
         Examples:
             >>> Cell(cut="2:-2", span=Cut(2, 28, 30), defence="none", attack="ridge", threat="W2").key
-            '2_28-none-ridge-W2-aa8a2b7f'
+            '2_28-none-ridge-W2-55bde3c0'
         """
         parts = (str(self.span), self.defence, self.attack, self.threat)
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]

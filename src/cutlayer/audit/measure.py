@@ -30,6 +30,7 @@ from cutlayer.audit.request import Event, Job
 from cutlayer.audit.scene import Scene
 from cutlayer.audit.scoring import Outcome, Scoring
 from cutlayer.audit.shelf import Shelf
+from cutlayer.audit.utility import Utility
 from cutlayer.audit.utility_figures import utility_outcome
 from cutlayer.errors import CutlayerError
 from cutlayer.models.locate import locate
@@ -124,6 +125,7 @@ class CutRun:
         self._scenes: dict[str | None, Scene] = {}
         self._hidden: dict[int, torch.Tensor] = {}
         self._priors: dict[str | None, Prior] = {}
+        self._rest: Utility | None = None
         transformers_logging.disable_progress_bar()  # the caller shows its own
 
     def run(self) -> None:
@@ -214,7 +216,8 @@ class CutRun:
     def _utility(self, scene: Scene) -> Outcome:
         """Utility's figures; where they fail, why."""
         try:
-            return utility_outcome(self._job.directory, scene, [item.ids for item in self._job.items])
+            self._rest = self._rest or Utility(self._job.directory, self._job.span)
+            return utility_outcome(self._rest, scene, [item.ids for item in self._job.items])
         except Exception as error:  # as above
             return Outcome({}, {"perplexity_increase": self._reason(error)})
 

@@ -99,16 +99,17 @@ def stopped_filter(singular: torch.Tensor, steps: int, rate: float) -> torch.Ten
 
 def damped_inverse(block: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
     """(JᵀJ + λI)⁻¹Jᵀ, [D, D], with λ = (damping · σ_max)²."""
-    left, singular, right = torch.linalg.svd(block)
-    filtered = singular / (singular.square() + (damping * singular[0]) ** 2)  # [D]
-    inverse: torch.Tensor = (right.mT * filtered) @ left.mT
+    penalty = (damping * torch.linalg.matrix_norm(block, 2)) ** 2
+    gram = block.mT @ block
+    gram.diagonal().add_(penalty)
+    inverse: torch.Tensor = torch.linalg.solve(gram, block.mT)
     return inverse
 
 
 def weakest_direction(inverse: torch.Tensor) -> torch.Tensor:
     """The unit left singular vector [D] of J that belongs to its smallest singular value, from J⁻¹ [D, D]."""
     # J⁻¹ = V S⁻¹ Uᵀ: what J shrinks most, its inverse stretches most.
-    direction: torch.Tensor = torch.linalg.svd(inverse)[2][0]
+    direction: torch.Tensor = torch.linalg.eigh(inverse.mT @ inverse).eigenvectors[:, -1]
     return direction
 
 
@@ -132,10 +133,10 @@ def token_amplification(shift: torch.Tensor, steps: torch.Tensor) -> torch.Tenso
         InputError: no competitor differs from the truth.
     """
     squares = steps.square().sum(-1)  # [C]
-    apart = squares > 0
-    if not apart.any():
+    if not squares.any():
         raise InputError("token amplification needs a competitor that differs from the true token")
-    return (2 * (shift @ steps[apart].mT) / squares[apart]).amax(-1)
+    progress = (2 * (shift @ steps.mT) / squares).masked_fill(squares == 0, -torch.inf)  # [P, C]
+    return progress.amax(-1)
 
 
 def _rms(values: torch.Tensor) -> float:

@@ -162,12 +162,20 @@ class Scene:
             head=self.head if weights else None,
             auxiliary=auxiliary,
             prior=prior,
+            simulate=None
+            if self._lossless
+            else lambda hidden, ids: self.auxiliary(ids, repeats, seed, hidden).released,
             repeats=repeats,
             seed=seed,
         )
 
+    @property
+    def _lossless(self) -> bool:
+        """Whether hidden states leave exactly as they are."""
+        return self.defence == "none" and self.codec.name == "fp32"
+
     def _own(self, hidden: torch.Tensor, ids: torch.Tensor, repeats: int, seed: int, index: int) -> torch.Tensor:
-        if self.defence == "none" and self.codec.name == "fp32":
+        if self._lossless:
             return hidden
         sessions = [attacker_secret(seed, index, i) for i in range(repeats)]
         released = torch.stack([self.release(hidden, ids.tolist(), secret) for secret in sessions])  # [N, T, D]

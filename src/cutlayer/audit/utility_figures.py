@@ -1,53 +1,68 @@
 """What a defence costs on the very prompts that are attacked, as figures of a record.
 
-Perplexity needs sequences of one length: of the prompts, those are taken, cut to the length that keeps most tokens.
+Losses are summed over all tokens; intervals resample prompts, and defended and undefended face the same ones.
 
-Notation: S sequences, T positions.
+Notation: n prompts, R resamples.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 
+from cutlayer.audit.metrics.documents import TAILS, resamples
 from cutlayer.audit.scoring import Outcome
+from cutlayer.errors import InputError
 from cutlayer.records.record import Figure
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
     from cutlayer.audit.scene import Scene
+    from cutlayer.audit.utility import Utility
 
-_NAMES = ("perplexity", "perplexity_increase", "kl", "agreement")
+_MOST: Final = 100
+"""Prompts measured: undefended distributions are kept in memory for the next defence."""
 
 
-def utility_outcome(directory: Path, scene: Scene, prompts: Sequence[Sequence[int]]) -> Outcome:
+def utility_outcome(utility: Utility, scene: Scene, prompts: Sequence[Sequence[int]]) -> Outcome:
     """Perplexity, its relative increase, and how far next-token distributions move.
 
     Args:
-        directory: of the model.
+        utility: the rest of the model.
         scene: cut and defence.
-        prompts: token ids.
-    """
-    from cutlayer.audit.utility import Utility
+        prompts: token ids; the first hundred with something to predict are measured.
 
-    measured = Utility(directory, scene.cut).measure(scene, rectangle(prompts))
-    found = {name: getattr(measured, name) for name in _NAMES}
+    Raises:
+        InputError: no prompt has two tokens.
+    """
+    predictable = [list(ids) for ids in prompts if len(ids) > 1][:_MOST]
+    measured = [utility.measure(scene, torch.tensor([ids])) for ids in predictable]
+    if not measured:
+        raise InputError("perplexity needs a prompt of at least two tokens")
+    n = np.array([one.tokens for one in measured], dtype=np.float64)
+    loss = np.array([math.log(one.perplexity) for one in measured]) * n
+    before = np.array([math.log(one.undefended_perplexity) for one in measured]) * n
+    kl = np.array([one.kl for one in measured]) * n
+    agreement = np.array([one.agreement for one in measured]) * n
     return Outcome(
-        {name: value for name, value in found.items() if isinstance(value, Figure)},
-        {name: "not measured" for name, value in found.items() if not isinstance(value, Figure)},
+        {
+            "perplexity": _figure(loss, n, np.exp, "perplexity"),
+            "perplexity_increase": _figure(loss - before, n, np.expm1, "fraction"),
+            "kl": _figure(kl, n, np.asarray, "nats"),
+            "agreement": _figure(agreement, n, np.asarray, "fraction"),
+        },
+        {},
     )
 
 
-def rectangle(prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-    """The prompts of at least T tokens cut to T, [S, T], for the T that keeps most.
-
-    Examples:
-        >>> rectangle([[1, 2], [3, 4, 5], [6, 7, 8, 9]]).tolist()
-        [[3, 4, 5], [6, 7, 8]]
-    """
-    lengths = sorted({len(ids) for ids in prompts}, reverse=True)
-    best = max(lengths, key=lambda length: length * sum(len(ids) >= length for ids in prompts))
-    return torch.tensor([list(ids[:best]) for ids in prompts if len(ids) >= best])
+def _figure(sums: NDArray[np.float64], tokens: NDArray[np.float64], of: Callable[[Any], Any], unit: str) -> Figure:
+    """A function of the mean over tokens, with its interval over prompts."""
+    counts = resamples(len(sums), 0)  # [R, n]
+    low, high = np.quantile(of(counts @ sums / (counts @ tokens)), TAILS)
+    return Figure(float(of(sums.sum() / tokens.sum())), float(low), float(high), len(sums), unit)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 app = App(name="audit", help="Measure what a server can read at a cut.")
 
 _List = Annotated[tuple[str, ...], Parameter(negative="", show_default=" ".join, allow_leading_hyphen=True)]
+_DefaultsElsewhere = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
 _Flag = Annotated[bool, Parameter(negative=())]
 
 
@@ -25,7 +26,7 @@ def run(
     *,
     cut: _List = (DEFAULT_CUT,),
     defence: _List = ("none",),
-    attack: _List = (),
+    attack: _DefaultsElsewhere = (),
     threat: _List = ("W2",),
     prompts: Path | None = None,
     limit: int | None = None,

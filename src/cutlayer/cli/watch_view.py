@@ -45,7 +45,7 @@ def summary(view: View | None) -> str:
         counts += f" and {answer.read} of {answer.of} of the answers"
     if view.problem:
         return f"{counts}; then the {view.attack} attack stopped: {visible(view.problem)}"
-    return f"{counts} ({view.attack} attack{'' if view.final else ', still reading'})."
+    return f"{counts} ({f'{view.attack} attack' if view.final else 'still reading'})."
 
 
 def reading(view: View | None) -> Text:

@@ -194,8 +194,9 @@ class _PriPert:
         deviations=(
             "All readings are derived; which one the authors mean is not known. J is the block of one position's own "
             "embedding, other positions held fixed. λ = (10⁻³ σ_max)². Without a file, static takes the identity in place of "
-            "the server's sensitivity, because a client holds no middle layers. Decoys come from the token table, not from a "
-            "language model. Starting vectors and choices are keyed by the session secret and the token prefix."
+            "the server's sensitivity, because a client holds no middle layers. It inverts the mean response, which is not the "
+            "mean of inverses: at a single token its directions may amplify less than random ones. Decoys come from the token "
+            "table, not from a language model. Starting vectors and choices are keyed by the session secret and the token prefix."
         ),
     )
 

@@ -15,13 +15,13 @@ from cutlayer.defences.channel import EXACT_TOLERANCE, Repeated
 if TYPE_CHECKING:
     from cutlayer.defences.pripert_directions import Inside
 
-_SHELL_TOLERANCE: Final = 1e-5
+_SHELL_TOLERANCE: Final = 2e-6
 """Standard deviation by which the distance between what left and a hidden state differs between two float32 computations, as
-a share of what left; 1e-7 to 1e-6 was measured. One number decides here, not D of them, so it must be sharp."""
+a share of what left; at most 6e-7 was measured at k = 8. One number decides here, not D of them, so it must be sharp."""
 _ROUNDING: Final = 0.25
 """The same under a coarser wire, over its relative rounding: errors of D coordinates mostly cancel in a length."""
 _STRAY: Final = 1e-3
-"""Weight of the broad law that takes over where no candidate meets the length: after a token that was read wrongly."""
+"""Weight of the law that takes over where no candidate meets the distance."""
 _ENOUGH: Final = 16
 """Dimensions outside the subspace from which on a wrong candidate practically never fits all of them."""
 
@@ -95,9 +95,10 @@ class SubspaceChannel(Repeated):
 class SphereChannel(Repeated):
     """y = h + β‖h‖·u, u a unit vector that depends on the whole prefix and the session.
 
-    A candidate is only a hidden state here, without the prefix that would allow the direction to be computed again. What it
-    must explain is the distance, which is exact; directions count as equally likely. A candidate on a wrong prefix misses the
-    distance, and a Gaussian of the same length ranks those.
+    A candidate is only a hidden state here, without the prefix from which the direction could be computed again. What it must
+    explain is the distance, which is exact, so the law is that of the distance alone. A density of y would not do: it rewards
+    nearness with the D-th power, and a decoy's state is nearer than the true one. After a token that was read wrongly no
+    candidate meets the distance, and the nearest is as good as any.
 
     Args:
         beta: β.
@@ -111,15 +112,13 @@ class SphereChannel(Repeated):
         self._tolerance = max(_SHELL_TOLERANCE, _ROUNDING * precision)
 
     def log_likelihood(self, released: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-        """See `Channel.log_likelihood`."""
+        """See `Channel.log_likelihood`; normal about the right distance, or half-normal as wide as Gaussian noise would be."""
         size = released.shape[-1]
         distance, radius = self._distances(released, candidates)  # [N, C], [C]
         width = self._tolerance * released.double().norm(dim=-1, keepdim=True).clamp_min(1e-12)  # [N, 1]
-        surface = math.log(2) + size / 2 * math.log(math.pi) - math.lgamma(size / 2)  # of the unit sphere
-        shell = -0.5 * ((distance - radius) / width).square() - 0.5 * math.log(2 * math.pi) - width.log()
-        shell = shell - surface - (size - 1) * radius.log()
-        broad = -0.5 * size * ((distance / radius).square() + math.log(2 * math.pi / size)) - size * radius.log()
-        return torch.logaddexp(shell + math.log1p(-_STRAY), broad + math.log(_STRAY)).sum(0)
+        right = -0.5 * ((distance - radius) / width).square() - 0.5 * math.log(2 * math.pi) - width.log()
+        stray = -0.5 * size * (distance / radius).square() + 0.5 * math.log(2 * size / math.pi) - radius.log()
+        return torch.logaddexp(right + math.log1p(-_STRAY), stray + math.log(_STRAY)).sum(0)
 
     def accepts(self, released: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """See `Channel.accepts`."""

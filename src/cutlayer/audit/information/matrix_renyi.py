@@ -56,7 +56,7 @@ def renyi_index(
     Args:
         x: [N, D].
         y: [N, F].
-        components: project both sides on so many principal components first.
+        components: K; take both sides' `principal` scores first.
         width: σ of both kernels; None takes each side's median distance.
         alpha: order, not 1.
         seed: of the shuffle.
@@ -78,10 +78,11 @@ def renyi_index(
 
 
 def principal(rows: torch.Tensor, components: int) -> torch.Tensor:
-    """Scores [N, K] of rows [N, D] on their first K principal components."""
+    """Scores [N, K] of rows [N, D] on their first K principal components, each of unit variance, so that one kernel width
+    fits every layer."""
     centred = rows - rows.mean(0)
-    left, singular, _ = torch.linalg.svd(centred, full_matrices=False)
-    scores: torch.Tensor = left[:, :components] * singular[:components]
+    left = torch.linalg.svd(centred, full_matrices=False)[0]
+    scores: torch.Tensor = left[:, :components] * math.sqrt(len(rows) - 1)
     return scores
 
 

@@ -36,7 +36,7 @@ Family = Literal["linear", "mlp"]
 """One matrix and softmax, or one hidden layer of GELU units before it."""
 
 _SINK_RATIO: Final = 10.0
-"""A row longer than this many medians is scaled down to it: attention sinks would dominate the standard deviation."""
+"""A row longer than this many medians, an attention sink, is scaled down to it and left out of means and deviations."""
 _RESAMPLES: Final = 2000
 _POSITIVE = msgspec.Meta(ge=1)
 
@@ -44,7 +44,8 @@ _POSITIVE = msgspec.Meta(ge=1)
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a reader is trained (AdamW)."""
 
-    epochs: Annotated[int, _POSITIVE] = 12
+    epochs: Annotated[int, _POSITIVE] = 30
+    """At most."""
     patience: Annotated[int, _POSITIVE] = 2
     """Epochs without improvement before it stops."""
     batch: Annotated[int, _POSITIVE] = 256
@@ -165,13 +166,15 @@ def _classes(ids: torch.Tensor, train: torch.Tensor, types: int) -> tuple[torch.
 
 
 def _standardised(states: torch.Tensor, train: torch.Tensor) -> torch.Tensor:
-    """States [N, D] with coordinates of mean 0 and deviation 1 on the training split."""
-    rows = states.float().clone()
-    lengths = rows.norm(dim=-1, keepdim=True)
+    """States [N, D] with coordinates of mean 0 and deviation 1 over the training split's ordinary rows."""
+    rows = states.float()
+    lengths = rows.norm(dim=-1)
     limit = _SINK_RATIO * lengths[train].median()
-    rows *= (limit / lengths.clamp_min(1e-12)).clamp_max(1)
-    deviation = rows[train].std(0)
-    return (rows - rows[train].mean(0)) / deviation.clamp_min(1e-6 * float(deviation.max()) + 1e-12)
+    ordinary = rows[train & (lengths <= limit)]
+    deviation = ordinary.std(0)
+    scaled = rows * (limit / lengths.clamp_min(1e-12)).clamp_max(1)[:, None]
+    standard: torch.Tensor = (scaled - ordinary.mean(0)) / deviation.clamp_min(1e-6 * float(deviation.max()) + 1e-12)
+    return standard
 
 
 def _train(

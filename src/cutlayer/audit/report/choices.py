@@ -8,8 +8,6 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cutlayer.audit.report.words import percent
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -19,9 +17,9 @@ if TYPE_CHECKING:
 def show_recommendation(recommendation: Recommendation, console: Console) -> None:
     """Print the settings, best first, and the choice."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("cut", "defence", "best attack"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("advantage", "perplexity", "client GB", "layers", "frontier"):
+    for heading, width in (("cut and defence", 21), ("attack", 8)):
+        table.add_column(heading, overflow="fold", min_width=width)
+    for heading in ("advantage", "perplexity", "client GB", "front"):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in recommendation.candidates:
         setting = one.setting
@@ -29,13 +27,11 @@ def show_recommendation(recommendation: Recommendation, console: Console) -> Non
             *map(
                 Text,
                 (
-                    setting.cut,
-                    setting.defence,
+                    f"{setting.cut}, {setting.defence}",
                     setting.worst.cell.attack if setting.worst else "–",
                     f"{one.advantage:.2f}",
-                    "not measured" if one.perplexity_increase is None else f"+{percent(one.perplexity_increase)}",
+                    _signed(one.perplexity_increase),
                     f"{one.client_bytes / 1e9:.2f}",
-                    str(setting.client.layers),
                     "yes" if one.frontier else "",
                 ),
             ),
@@ -44,6 +40,10 @@ def show_recommendation(recommendation: Recommendation, console: Console) -> Non
     if recommendation.candidates:
         console.print(table)
     console.print(Text(recommendation.words, style="bold"))
+
+
+def _signed(increase: float | None) -> str:
+    return "not measured" if increase is None else f"{round(100 * increase, 1) + 0.0:+.1f} %"
 
 
 def plain_recommendation(recommendation: Recommendation) -> dict[str, Any]:

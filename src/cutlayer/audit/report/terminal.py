@@ -32,11 +32,12 @@ def show_report(records: Sequence[CellRecord], console: Console, bar: Bar | None
     """
     settings = settings_of(records)
     config = records[0].config
-    prompts = config.prompts
+    prompts, owned = config.prompts, config.owned
     console.print(
         Text(
             f"{named(config.model)} · {prompts.count} prompts of {prompts.shortest}–{prompts.longest} tokens "
-            f"({prompts.source}) · {config.repeats} session{'' if config.repeats == 1 else 's'} each",
+            f"({prompts.source}) · {config.repeats} session{'' if config.repeats == 1 else 's'} each\n"
+            f"attacker's own text: {f'{owned.pairs:,} tokens ({owned.source})' if owned else 'none'}",
             style="dim",
         )
     )

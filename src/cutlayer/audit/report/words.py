@@ -82,7 +82,9 @@ def verdict(settings: Sequence[Setting], bar: Bar) -> Verdict:
     else:
         most, least = max(measured, key=_leak), min(measured, key=_leak)
         sentences += ["No measured setting meets the bar.", f"Most readable: {reads(most)}"]
-        sentences += [f"Least readable: {reads(least)}{_cost(least)}", f"The bar: {bar}."]
+        if least is not most:
+            sentences.append(f"Least readable: {reads(least)}{_cost(least)}")
+        sentences.append(f"The bar: {bar}.")
     blind = [setting for setting in measured if not setting.adapted]
     if blind:
         which = "It was" if len(settings) == 1 else f"{len(blind)} of {len(settings)} settings were"

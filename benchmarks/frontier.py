@@ -1,0 +1,259 @@
+"""Leakage against utility: every defence × strength × depth, by the strongest of several adapted attacks.
+
+Leakage is the advantage of the best attack over a language model that sees nothing; utility is the relative increase of
+perplexity on text no prompt is from. An attack that already reads nearly everything ends the attack on that setting: the
+maximum cannot rise much further. Decoding with a prior and retrained inverters are costly and run where they can decide.
+
+Prints and writes the record ``frontier`` and draws docs/figures/frontier.svg from it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+from cyclopts import App
+
+from attacked import Reading, Study
+from cutlayer.attacks.attack import Attack, Observation, Threat, build_attack, prepare
+from cutlayer.audit.scene import Scene
+from cutlayer.audit.utility import Item, Utility
+from cutlayer.corpora.tasks import completions, few_shot
+from cutlayer.records.record import Figure, Record, exact, new_record, proportion, read_record
+from report import RECORDS, ROOT, finish
+
+app = App(help=__doc__)
+
+ENOUGH = 0.99
+"""Token accuracy at which no further attack is run on a setting."""
+USABLE = 1.0
+"""Perplexity increase beyond which the costly attacks are left out: such a model is of no use to anybody."""
+BAR_PERPLEXITY = 0.05
+BAR_ADVANTAGE = 0.25
+
+
+class Setting(NamedTuple):
+    """A defence, and how many sessions of the same prompt the server saw."""
+
+    label: str
+    spec: str
+    repeats: int = 1
+
+
+SETTINGS = (
+    Setting("none", "none"),
+    *(Setting(f"gaussian_{r}", f"gaussian:relative={r}") for r in (0.05, 0.2, 0.4, 0.8, 1.6)),
+    Setting("gaussian_1.6_16_sessions", "gaussian:relative=1.6", 16),
+    *(Setting(f"laplace_{r}", f"laplace:relative={r}") for r in (0.4, 0.8)),
+    *(Setting(f"dchi_{r}", f"dchi:relative={r}") for r in (0.4, 0.8)),
+    *(Setting(f"topk_{k}", f"topk:keep={k}") for k in (0.5, 0.1, 0.02)),
+    *(Setting(f"dropout_{p}", f"dropout:p={p}") for p in (0.3, 0.9)),
+    *(Setting(f"int{b}", f"quantise:bits={b}") for b in (8, 4, 2)),
+    Setting("clip_0.5", "clip:relative=0.5"),
+    *(Setting(f"lowrank_{r}", f"lowrank:rank={r},basis=principal") for r in (288, 32)),
+    *(Setting(f"pripert_{b}", f"pripert:reading=static,beta={b}") for b in (0.4, 0.8)),
+)
+DEEP = (
+    "none",
+    "gaussian_0.2",
+    "gaussian_0.8",
+    "gaussian_1.6",
+    "dchi_0.8",
+    "topk_0.02",
+    "dropout_0.9",
+    "int2",
+    "pripert_0.8",
+)
+"""Settings measured beyond the first depth, where everything costs more."""
+
+
+@app.default
+def frontier(
+    *,
+    model: str = "smollm2-135m",
+    depths: tuple[int, ...] = (2, 8, 15),
+    settings: tuple[str, ...] = (),
+    prompts: int = 36,
+    seeds: int = 3,
+    pairs: int = 60_000,
+    gru_steps: int = 300,
+    text: int = 40,
+    items: int = 40,
+    write: bool = True,
+    redraw: bool = False,
+) -> None:
+    """Measure, record and draw.
+
+    Parameters
+    ----------
+    model
+        Name or directory.
+    depths
+        Layers of the client; all settings at the first, a choice at the others.
+    settings
+        Labels of settings; none is all.
+    prompts
+        How many, divided among the seeds.
+    seeds
+        How many.
+    pairs
+        Tokens of the attacker's text, through each defence.
+    gru_steps
+        Training steps of the retrained recurrent inverter.
+    text
+        Windows of 64 tokens on which perplexity is measured.
+    items
+        Completion items of the task.
+    write
+        Whether to write the record.
+    redraw
+        Only draw the committed record again.
+    """
+    if redraw:
+        draw(read_record(RECORDS / "frontier.json"), ROOT / "docs" / "figures" / "frontier.svg")
+        return
+    study = Study(model, prompts, seeds, pairs + 64 * text)
+    held, study.ids = study.ids[-text:], study.ids[:-text]
+    encode = study.tokenizer.encode
+    tasks = [
+        Item(encode(few_shot(item)), [encode(f" {choice}") for choice in item.choices], item.answer)
+        for item in completions()[:items]
+    ]
+    figures: dict[str, Figure] = {}
+    samples: dict[str, list[Any]] = {}
+    rows: list[dict[str, Any]] = []
+    for depth in depths:
+        scene = study.scene(depth)
+        utility = Utility(scene.directory, scene.cut)
+        for setting in SETTINGS:
+            if (settings and setting.label not in settings) or (depth != depths[0] and setting.label not in DEEP):
+                continue
+            row = _measure(
+                study, scene.under(setting.spec), depth, setting, utility, held, tasks, gru_steps, figures, samples
+            )
+            rows.append(row)
+            sys.stderr.write(msgspec.json.encode(row).decode() + "\n")
+    usable = [row["advantage"] for row in rows if row["perplexity_increase"] <= BAR_PERPLEXITY]
+    figures["settings_measured"] = exact(len(rows), "settings")
+    if usable:
+        figures["best_advantage_at_5_percent_perplexity"] = exact(min(usable), "fraction", len(usable))
+    passed = [row["label"] for row in rows if _passes(row)]
+    figures["settings_that_pass"] = exact(len(passed), "settings", len(rows))
+    config = {
+        **study.config(), "depths": depths, "settings": {s.label: s._asdict() for s in SETTINGS}, "rows": rows,
+        "passed": passed, "enough": ENOUGH, "usable": USABLE, "perplexity_tokens": held[:, 1:].numel(),
+        "task": f"{len(tasks)} completion items of our own, four choices",
+        "measured": [
+            study.measured(row["depth"], row["defence"], row["strongest"], figures[f"{row['label']}_token_accuracy"], "frontier")
+            for row in rows if row["repeats"] == 1
+        ],
+    }  # fmt: skip
+    record = new_record("frontier", "cutlayer bench frontier", config, figures, samples)
+    finish(record, write=write)
+    if write:
+        draw(record, ROOT / "docs" / "figures" / "frontier.svg")
+
+
+def _passes(row: dict[str, Any]) -> bool:
+    cheap = row["perplexity_increase"] <= BAR_PERPLEXITY
+    return bool(cheap and row["advantage"] <= BAR_ADVANTAGE and row["content_advantage"] <= BAR_ADVANTAGE - 0.05)
+
+
+def _measure(
+    study: Study, scene: Scene, depth: int, setting: Setting, utility: Utility, held: torch.Tensor, tasks: list[Item],
+    gru_steps: int, figures: dict[str, Figure], samples: dict[str, list[Any]],
+) -> dict[str, Any]:  # fmt: skip
+    """One setting: utility, then attacks until one has read enough."""
+    label = f"k{depth}_{setting.label}"
+    left = utility.measure(scene, held)
+    right = utility.accuracy(scene, tasks)
+    increase = left.perplexity_increase
+    figures[f"{label}_perplexity_increase"] = exact(increase, "relative", left.tokens)
+    figures[f"{label}_kl"] = exact(left.kl, "nats", left.tokens)
+    figures[f"{label}_agreement"] = proportion(round(left.agreement * left.tokens), left.tokens)
+    figures[f"{label}_task_accuracy"] = proportion(sum(right), len(right))
+    observed = [(victim, study.observe(scene, victim, setting.repeats)) for victim in study.victims]
+    threat = scene.threat(study.auxiliary(scene, depth, setting.repeats), study.prior, repeats=setting.repeats)
+    best: dict[str, Figure] = {}
+    strongest = ""
+    ran = {}
+    for spec in _attacks(threat, increase, best, gru_steps):
+        found, raw = _attack(study, spec, threat, observed, label)
+        ran[spec] = found["token_accuracy"].value
+        samples[f"{label}_{spec}"] = raw
+        if not best or found["token_accuracy"].value > best["token_accuracy"].value:
+            best.clear()
+            best.update(found)
+            strongest = spec
+    figures.update({f"{label}_{name}": figure for name, figure in best.items()})
+    return {
+        "label": label, "depth": depth, "setting": setting.label, "defence": setting.spec, "repeats": setting.repeats,
+        "strongest": strongest, "attacks": ran, "perplexity_increase": increase,
+        "advantage": best["advantage"].value, "content_advantage": best["content_advantage"].value,
+    }  # fmt: skip
+
+
+def _attacks(threat: Threat, increase: float, best: dict[str, Figure], gru_steps: int) -> Iterator[str]:
+    """Attacks in order of cost, as long as there is something left to read."""
+    yield "search:width=96,limit=4096" if threat.channel.exact else "search:width=96"
+    if best["token_accuracy"].value < ENOUGH:
+        yield "ridge"
+    if best["token_accuracy"].value < ENOUGH and increase <= USABLE:
+        yield "map-beam:beams=6,proposals=72"
+        if best["token_accuracy"].value < ENOUGH:
+            yield f"gru:steps={gru_steps}"
+
+
+def _attack(
+    study: Study, spec: str, threat: Threat, observed: list[tuple[Any, Observation]], label: str
+) -> tuple[dict[str, Figure], list[Any]]:
+    attack: Attack = build_attack(spec)
+    readings: list[Reading] = study.read(prepare(attack, threat), observed, f"{label} {spec}")
+    found, raw = study.figures("x", readings)
+    return {name.removeprefix("x_"): figure for name, figure in found.items()}, raw["x_token_accuracy"]
+
+
+def draw(record: Record, path: Path) -> None:
+    """Leakage against perplexity increase, one panel per depth, with the bar a defence has to meet."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+    from matplotlib.patches import Rectangle
+
+    rows = record.config["rows"]
+    depths = sorted({row["depth"] for row in rows})
+    chart, panels = pyplot.subplots(1, len(depths), figsize=(4.2 * len(depths), 4.2), sharey=True, squeeze=False)
+    kinds = sorted({row["setting"].split("_")[0] for row in rows})
+    colours = {kind: f"C{i}" if i < 10 else "black" for i, kind in enumerate(kinds)}
+    for panel, depth in zip(panels[0], depths, strict=True):
+        for row in rows:
+            if row["depth"] != depth:
+                continue
+            kind = row["setting"].split("_")[0]
+            panel.plot(
+                max(row["perplexity_increase"], 1e-3),
+                100 * max(row["advantage"], 0),
+                "o",
+                color=colours[kind],
+                label=kind,
+            )
+        panel.add_patch(Rectangle((1e-4, 0), BAR_PERPLEXITY - 1e-4, 100 * BAR_ADVANTAGE, color="C2", alpha=0.15))
+        panel.set(xscale="log", xlim=(7e-4, 1e5), ylim=(-3, 104), title=f"after {depth} layers")
+        panel.set_xlabel("perplexity increase (1 = doubled)")
+    panels[0][0].set_ylabel("advantage of the strongest attack, % of tokens")
+    handles = {
+        name: handle for panel in panels[0] for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    chart.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=7, frameon=False)
+    chart.subplots_adjust(bottom=0.28, left=0.07, right=0.99, wspace=0.06)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chart.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    app()

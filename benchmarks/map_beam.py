@@ -1,0 +1,77 @@
+"""Maximum a posteriori decoding against candidate search under strong Gaussian noise.
+
+Prints and writes the record ``map_beam``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cyclopts import App
+
+from attacked import Study
+from cutlayer.attacks.attack import build_attack, prepare
+from cutlayer.audit.utility import Utility
+from cutlayer.records.record import Figure, exact, new_record
+from report import finish
+
+app = App(help=__doc__)
+ATTACKS = {
+    "ridge": "ridge",
+    "search": "search:width=96",
+    "beam_without_prior": "map-beam:gamma=0",
+    "map_beam": "map-beam",
+}
+
+
+@app.default
+def map_beam(
+    *,
+    model: str = "smollm2-135m",
+    depth: int = 2,
+    defence: str = "gaussian:relative=0.8",
+    prompts: int = 102,
+    seeds: int = 3,
+    pairs: int = 60_000,
+    write: bool = True,
+) -> None:
+    """Measure and record.
+
+    Parameters
+    ----------
+    model
+        Name or directory.
+    depth
+        Layers of the client.
+    defence
+        Specification.
+    prompts
+        How many, divided among the seeds.
+    seeds
+        How many.
+    pairs
+        Tokens of the attacker's text.
+    write
+        Whether to write the record.
+    """
+    study = Study(model, prompts, seeds, pairs)
+    scene = study.scene(depth).under(defence)
+    threat = scene.threat(study.auxiliary(scene, depth), study.prior)
+    observed = [(victim, study.observe(scene, victim)) for victim in study.victims]
+    figures: dict[str, Figure] = {}
+    samples: dict[str, list[Any]] = {}
+    for name, spec in ATTACKS.items():
+        found, raw = study.figures(name, study.read(prepare(build_attack(spec), threat), observed, name))
+        figures |= found
+        samples |= raw
+    gain = figures["map_beam_token_accuracy"].value - figures["search_token_accuracy"].value
+    figures["gain_over_search"] = exact(gain, "fraction", len(study.victims))
+    utility = Utility(scene.directory, scene.cut).measure(scene, study.ids[-40:])
+    figures["perplexity_increase"] = exact(utility.perplexity_increase, "relative", utility.tokens)
+    figures["greedy_agreement"] = exact(utility.agreement, "fraction", utility.tokens)
+    config = {**study.config(), "depth": depth, "defence": defence, "attacks": ATTACKS}
+    finish(new_record("map_beam", "cutlayer bench map_beam", config, figures, samples), write=write)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,82 @@
+"""Candidate search on undefended hidden states, at several depths, over a lossless and a bfloat16 wire.
+
+Prints and writes the record ``search``.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from cyclopts import App
+
+from attacked import Study
+from cutlayer.attacks.attack import Threat
+from cutlayer.records.record import Figure, new_record
+from report import finish
+
+app = App(help=__doc__)
+
+
+@app.default
+def search(
+    *,
+    model: str = "smollm2-135m",
+    depths: tuple[int, ...] = (1, 4, 8, 15, 29),
+    codecs: tuple[str, ...] = ("fp32", "bf16"),
+    prompts: int = 102,
+    rounded_prompts: int = 34,
+    seeds: int = 3,
+    pairs: int = 20_000,
+    write: bool = True,
+) -> None:
+    """Measure and record.
+
+    Parameters
+    ----------
+    model
+        Name or directory.
+    depths
+        Layers of the client.
+    codecs
+        How hidden states travel.
+    prompts
+        How many, divided among the seeds.
+    rounded_prompts
+        How many of them, those of the first seed first, over a wire that rounds.
+    seeds
+        How many.
+    pairs
+        Tokens of the attacker's text, which only ranks candidates.
+    write
+        Whether to write the record.
+    """
+    study = Study(model, prompts, seeds, pairs)
+    figures: dict[str, Figure] = {}
+    samples: dict[str, list[Any]] = {}
+    measured = []
+    for depth in depths:
+        for codec in codecs:
+            scene = study.scene(depth).under("none", codec)
+            auxiliary = study.auxiliary(study.scene(depth), depth)
+
+            def threat(seed: int) -> Threat:
+                return scene.threat(auxiliary, study.prior, seed=seed)  # noqa: B023 - used within this round
+
+            victims = study.victims if codec == "fp32" else study.victims[:rounded_prompts]
+            label = f"k{depth}_{codec}"
+            found, raw = study.figures(label, study.attack("search", threat, scene, label, victims))
+            sys.stderr.write(f"{label}: {found[f'{label}_token_accuracy'].value:.4f}\n")
+            figures |= found
+            samples |= raw
+            if codec == "fp32":
+                measured.append(study.measured(depth, "none", "search", found[f"{label}_token_accuracy"], "search"))
+    config = {
+        **study.config(), "rounded_prompts": rounded_prompts, "depths": depths, "codecs": codecs, "attack": "search",
+        "measured": measured,
+    }  # fmt: skip
+    finish(new_record("search", "cutlayer bench search", config, figures, samples), write=write)
+
+
+if __name__ == "__main__":
+    app()
