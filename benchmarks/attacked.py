@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from rich.console import Console
 from rich.progress import track
 
 from cutlayer.attacks.attack import Auxiliary, Guess, Observation, Reader, Threat, build_attack, prepare
@@ -106,7 +107,7 @@ class Study:
             each = (time.perf_counter() - started) / len(observations)
             return [Reading(victim, guess, each) for (victim, _), guess in zip(observations, guesses, strict=True)]
         readings = []
-        for victim, observation in track(observations, label, transient=True):
+        for victim, observation in track(observations, label, transient=True, console=Console(stderr=True)):
             started = time.perf_counter()
             guess = reader.read(observation)
             readings.append(Reading(victim, guess, time.perf_counter() - started))

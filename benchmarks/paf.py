@@ -292,7 +292,11 @@ def draw(record: Record) -> None:
     shuffled = [figures[f"v_information_linear_shuffled_depth_{d}"].value for d in depths]
     right.plot(depths, shuffled, marker=".", linestyle=":", label="linear, targets shuffled")
     right.axhline(figures["v_information_entropy"].value, color="grey", linewidth=0.8, label="entropy of the target")
-    right.set(title="What a trained reader gets", ylabel="bits / token", ylim=(-0.3, None))
+    right.set(
+        title="What a trained reader gets",
+        ylabel="bits / token",
+        ylim=(-0.3, figures["v_information_entropy"].value * 1.35),
+    )
     for axes in (left, middle, right):
         axes.set_xlabel("layers on the client")
         axes.legend(frameon=False, fontsize=7)

@@ -7,7 +7,19 @@ import importlib
 
 import pytest
 
-MODULES = ["cutlayer.types", "cutlayer.defences.gaussian"]
+MODULES = [
+    "cutlayer.types",
+    "cutlayer.registry",
+    "cutlayer.defences.gaussian",
+    "cutlayer.defences.exponential",
+    "cutlayer.defences.positions",
+    "cutlayer.corpora.split",
+    "cutlayer.corpora.canaries",
+    "cutlayer.audit.metrics.positional",
+    "cutlayer.audit.metrics.bag",
+    "cutlayer.audit.metrics.content",
+    "cutlayer.audit.metrics.entities",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -11,6 +11,8 @@ import cutlayer
 
 _CLIENT = ("gguf", "jinja2")
 _SERVER = ("structlog",)
+_AUDIT = ("faker", "matplotlib", "rapidfuzz", "rouge_score", "sacrebleu")
+_GATEWAY = ("starlette", "uvicorn", "sse_starlette")
 
 # package → what its install leaves out of the extras (tokenizers comes with transformers whether wanted or not)
 LEAVES_OUT = {
@@ -22,8 +24,11 @@ LEAVES_OUT = {
     "text": _SERVER,
     "client": _SERVER,
     "store": _SERVER,
-    "audit": _SERVER,
-    "cli": (*_CLIENT, *_SERVER),
+    "corpora": (*_CLIENT, *_SERVER, *_AUDIT, *_GATEWAY),
+    "attacks": (*_SERVER, *_AUDIT, *_GATEWAY),
+    "audit": (*_SERVER, *_GATEWAY),
+    "gateway": _SERVER,
+    "cli": (*_CLIENT, *_SERVER, *_AUDIT, *_GATEWAY),
 }
 
 _PROGRAM = """

@@ -27,7 +27,7 @@ import torch
 
 from cutlayer.attacks.attack import Attack, AttackCard, Reader, Threat, given
 from cutlayer.attacks.linear_map import LinearMap
-from cutlayer.attacks.matching import EmbeddingForward, Standard, cosine_distance, typical_states
+from cutlayer.attacks.matching import EmbeddingForward, Standard, cosine_distance, noise_level, typical_states
 from cutlayer.attacks.matching_reader import Calibration, Count, MatchingReader, Setting, read_stops
 from cutlayer.attacks.table import TokenTable
 
@@ -68,6 +68,7 @@ class _Recipe:
         standard: of the hidden states.
         mu: μ.
         shrink: b.
+        noise: mean square of the defence's noise per coordinate, in squared standard units.
     """
 
     def __init__(
@@ -77,12 +78,14 @@ class _Recipe:
         standard: Standard,
         mu: float,
         shrink: float,
+        noise: float,
     ) -> None:
         self._mean = table.mean
         self._first = first
         self._standard = standard
         self._mu = mu
         self._shrink = shrink
+        self._noise = noise
         values, vectors = torch.linalg.eigh(table.centred.T @ table.centred / len(table.centred))
         spread = values.clamp_min(1e-6 * float(values.max())).sqrt()  # [D]
         self._colour = vectors * spread @ vectors.T  # [D, D]
@@ -101,8 +104,11 @@ class _Recipe:
     def loss(self, moment: Moment) -> torch.Tensor:
         """See `Recipe.loss`."""
         states, targets = self._standard.apply(moment.states, moment.targets)
-        relative = (states - targets.rows).square().sum(-1) / targets.rows.square().sum(-1).clamp_min(1e-12)  # [B, T]
-        match = torch.log(cosine_distance(states, targets) + self._mu * relative + _LEAST)
+        energy = targets.rows.square().sum(-1).clamp_min(1e-12)  # [B, T]
+        distance = cosine_distance(states, targets) + self._mu * (states - targets.rows).square().sum(-1) / energy
+        # of the truth: noise of squared length ε² turns a row of length 1 by about ε, and 1 − cos ε ≈ ε²/2
+        expected = (0.5 + self._mu) * self._noise * targets.carried.sum(-1) / energy
+        match = torch.log(distance + expected + _LEAST)
         lengths = moment.variable.square().mean(-1)  # [B, T]
         return (targets.weight * (match + self._shrink * lengths)).sum()
 
@@ -141,7 +147,8 @@ class _ActInvAttack:
         own = threat.auxiliary
         rows = own.released.flatten(0, 1) if own else typical_states(forward, threat.seed)  # [N, D]
         standard = Standard.of(rows.to(forward.table.device))
-        recipe = _Recipe(setting.table, self._first(threat, setting.table), standard, options.mu, options.shrink)
+        noise = noise_level(forward, own, standard) if own else 0.0
+        recipe = _Recipe(setting.table, self._first(threat, setting.table), standard, options.mu, options.shrink, noise)
         progress(1.0)
         return MatchingReader(setting, recipe, self._stops or [steps], calibration, options.batch)
 
@@ -170,7 +177,7 @@ class _ActInv:
         ),
         needs=frozenset({"head", "auxiliary", "prior"}),
         parameters={
-            "init": "first embeddings: ridge regression from the hidden states, mean of the table, or uniform within half the RMS of the centred table",
+            "init": "first embeddings: ridge regression, mean of the table, or uniform within half the RMS of the centred table",
             "steps": "of Adam; 200 up to 8 layers, 600 beyond",
             "stops": "numbers of steps joined by +; a guess is made at each, the likeliest under the law is kept",
             "mu": "weight of the relative squared error beside the cosine",

@@ -25,7 +25,7 @@ from cutlayer.attacks.linear_map import SINK_RATIO
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cutlayer.attacks.attack import Observation
+    from cutlayer.attacks.attack import Auxiliary, Observation
     from cutlayer.defences.channel import Channel
     from cutlayer.models.parts import Head
 
@@ -134,6 +134,15 @@ def typical_states(forward: EmbeddingForward, seed: int) -> torch.Tensor:
     coins = torch.Generator().manual_seed(seed)
     tokens = torch.randint(len(forward.table), (_SEQUENCES, _LENGTH), generator=coins).to(forward.table.device)
     return torch.cat(forward.of_tokens(list(tokens)))
+
+
+def noise_level(forward: EmbeddingForward, auxiliary: Auxiliary, standard: Standard) -> float:
+    """Mean square of what a defence adds to a carried coordinate, in squared standard units: 0 if it adds nothing."""
+    released = auxiliary.released[:_SEQUENCES].to(forward.table.device)  # [S, T, D]
+    states = torch.stack(forward.of_tokens(list(auxiliary.ids[:_SEQUENCES].to(released.device))))
+    ordinary = released.norm(dim=-1) <= SINK_RATIO * released.norm(dim=-1).median()  # [S, T]
+    carried = (released != 0) & ordinary.unsqueeze(-1)
+    return float(((released - states) / standard.deviation)[carried].square().mean())
 
 
 def cosine_distance(states: torch.Tensor, targets: Padded) -> torch.Tensor:

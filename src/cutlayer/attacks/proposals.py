@@ -13,10 +13,10 @@ import torch
 from cutlayer.attacks.attack import Auxiliary, given
 from cutlayer.attacks.linear_map import LinearMap
 from cutlayer.attacks.table import TokenTable
-from cutlayer.models.parts import Head
 
 if TYPE_CHECKING:
     from cutlayer.attacks.attack import Threat
+    from cutlayer.models.parts import Head
 
 _OWN_SEQUENCES: Final = 400
 _OWN_LENGTH: Final = 48

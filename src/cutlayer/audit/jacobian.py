@@ -8,8 +8,9 @@ constants, and J_tt of k layers is the product of k single-layer Jacobians. Each
 
 Footgun: the composed map is ill-conditioned beyond float64. On SmolLM2-135M σ_min/σ_max is 1e-6 after one layer, 1e-8
 after four and 1e-13 after eight, so a decomposition of the block itself returns rounding noise for its small singular
-values. `inverses` is the product of the single layers' inverses, each well-conditioned: its large singular values are the
-reciprocals of the small ones, to many digits. Load the head in float64.
+values. `inverses` is the product of the single layers' inverses, each conditioned 1e5 or better: its large singular values
+are the reciprocals of the small ones (a relative change of 1e-12 in every layer moved its norm by 1e-8 at depth 29). The
+head must be in float64; in float32 the smallest value was thousands of times too large at depth eight.
 
 Notation: T tokens, t position, D hidden size, k layers.
 """

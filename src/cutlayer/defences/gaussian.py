@@ -16,7 +16,7 @@ import msgspec
 from cutlayer.defences.channel import Channel, Repeated
 from cutlayer.defences.defence import Card, Defence
 from cutlayer.defences.keyed_noise import KeyedNoise
-from cutlayer.defences.scale import median_norm
+from cutlayer.defences.scale import clipped, median_norm
 from cutlayer.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,11 +60,6 @@ def analytic_sigma(epsilon: float, delta: float, sensitivity: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if excess(middle) > 0 else (low, middle)
     return high
-
-
-def clipped(rows: torch.Tensor, clip: float | None) -> torch.Tensor:
-    """Rows [T, D] scaled down to L2 norm `clip` where they are longer."""
-    return rows if clip is None else rows * (clip / rows.norm(dim=-1, keepdim=True).clamp_min(clip))
 
 
 class GaussianNoise:
