@@ -13,6 +13,7 @@ Prints and writes the record ``pripert``.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ from cutlayer.audit.utility_figures import utility_outcome
 from cutlayer.defences.defence import build_channel, build_defence
 from cutlayer.defences.positions import History
 from cutlayer.defences.pripert_directions import write_directions
+from cutlayer.defences.scale import Scale, median_norm
 from cutlayer.models.locate import locate
 from cutlayer.records.record import Figure, median, new_record
 from cutlayer.text.tokenizer import Tokenizer
@@ -69,6 +71,8 @@ class Row(NamedTuple):
     defence: str
     online: bool
     beta: float
+    gaussian: str
+    """Noise of the same length."""
 
 
 @runtime_checkable
@@ -183,7 +187,7 @@ def pripert(
             if "offline" in readings:
                 public = auxiliary[: max(1, calibration // auxiliary.shape[1])]
                 write_directions(path, calibrate_directions(directory, depth, ids=public, seed=seed))
-            for row in _rows(readings, betas, path):
+            for row in _rows(readings, betas, path, median_norm(clean.head, "pripert")):
                 label = f"k{depth}_{row.name}_{row.beta:g}"
                 _measure(clean.under(row.defence), utility, row, plan, hidden, f"{label}_", figures, samples, seed)
     config: dict[str, Any] = {
@@ -211,14 +215,16 @@ def pripert(
     finish(new_record("pripert", "cutlayer bench pripert", config, figures, dict(samples)), write=write)
 
 
-def _rows(readings: Sequence[str], betas: Sequence[float], path: Path) -> list[Row]:
+def _rows(readings: Sequence[str], betas: Sequence[float], path: Path, scale: Scale) -> list[Row]:
     """Each β's settings, Gaussian noise first."""
     rows = []
     for beta in betas:
-        rows.append(Row("gaussian", f"gaussian:relative={beta}", False, beta))
+        # "relative" would measure the scale anew for each of thousands of sequences
+        gaussian = f"gaussian:sigma={beta * scale.norm / math.sqrt(scale.width):.6g}"
+        rows.append(Row("gaussian", gaussian, False, beta, gaussian))
         for reading in readings:
             options = f"directions={path}" if reading == "offline" else f"reading={reading}"
-            rows.append(Row(reading, f"pripert:beta={beta},{options}", reading in ONLINE, beta))
+            rows.append(Row(reading, f"pripert:beta={beta},{options}", reading in ONLINE, beta, gaussian))
     return rows
 
 
@@ -251,7 +257,7 @@ def _measure(
 
     threat = scene.threat(_auxiliary(scene, row, plan, hidden, seed), plan.prior, seed=seed)
     if row.online:
-        threat = threat._replace(simulate=_gaussian(scene, row).threat(seed=seed).simulate)
+        threat = threat._replace(simulate=scene.under(row.gaussian).threat(seed=seed).simulate)
     blind = None if row.name == "gaussian" else _blind(scene, row, plan, hidden, threat)
     for name, guesses in _attacked(threat, blind, plan, observations, row):
         values = [token_accuracy(item.ids, guess.tokens.tolist()) for item, guess in zip(items, guesses, strict=True)]
@@ -271,24 +277,19 @@ def _auxiliary(scene: Scene, row: Row, plan: Plan, hidden: torch.Tensor, seed: i
     own = scene.auxiliary(plan.auxiliary[:few], seed=seed, hidden=hidden[:few])
     if few >= len(hidden):
         return own
-    rest = _gaussian(scene, row).auxiliary(plan.auxiliary[few:], seed=seed, hidden=hidden[few:])
+    rest = scene.under(row.gaussian).auxiliary(plan.auxiliary[few:], seed=seed, hidden=hidden[few:])
     return Auxiliary(plan.auxiliary, torch.cat([own.released, rest.released]))
 
 
 def _blind(scene: Scene, row: Row, plan: Plan, hidden: torch.Tensor, threat: Threat) -> Threat:
     """The same attacker, who takes the perturbation for Gaussian noise of its length, also in its own text."""
-    channel = build_channel(_gaussian(scene, row).defence, scene.head)
+    channel = build_channel(row.gaussian)
     if row.online:  # without a subspace, point estimates under either law are the same
         return threat._replace(channel=channel)
     believed = scene.under(row.defence)
     believed.channel = channel
     own = believed.auxiliary(plan.auxiliary, seed=threat.seed, hidden=hidden)
     return believed.threat(own, threat.prior, seed=threat.seed)
-
-
-def _gaussian(scene: Scene, row: Row) -> Scene:
-    """The same cut under Gaussian noise of the same length."""
-    return scene.under(f"gaussian:relative={row.beta}")
 
 
 def _attacked(

@@ -1,7 +1,7 @@
 """Candidate search: which token, following what was read so far, gives the hidden state that left?
 
 Left to right, candidates for a position are run through the attacker's copy of the layers and compared with what left, by
-the defence's own likelihood. Where acceptance is exact, whole guesses are verified in one forward first, so only positions
+the defence's own likelihood. Where acceptance is exact, several positions are verified in one forward first, so only those
 that the linear proposals got wrong cost a search.
 
 Notation: N sessions, T positions, C candidates, D hidden size, V vocabulary.
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _ROUNDS: Final = (8, 56, 192, 768, 7168)
 """New candidates per round of an exact search; then all the rest."""
+_AHEAD: Final = 8
+"""Positions verified at once: one wrong proposal makes the rest of a chain worthless."""
 _PACKED: Final = 512
 """Candidates per forward: attention among them costs their square."""
 
@@ -60,29 +62,46 @@ class _Search:
         self._evaluated = 0
         self._tokens: list[int] = []
         self._confidence: list[float] = []
+        self._tried: set[int] = set()  # refused at the next position
 
     def run(self) -> Guess:
         length = self._released.shape[1]
         while len(self._tokens) < length:
-            if self._channel.exact:
-                self._verify()
-            if len(self._tokens) < length:
+            if not (self._channel.exact and self._verify()):
                 self._search()
         effort = {"candidates": float(self._evaluated)}
         return Guess(torch.tensor(self._tokens), torch.tensor(self._confidence), effort)
 
-    def _verify(self) -> None:
-        """Run the best proposals of all remaining positions as one chain and take its correct beginning."""
+    def _verify(self) -> bool:
+        """Run the best proposals of the next few positions as one chain, and others for the first of them beside it.
+
+        Takes the chain's correct beginning, or else the accepted of the others; says whether there was either.
+        """
         done = len(self._tokens)
-        chain = self._proposed[done:].argmax(-1).tolist()
-        states = self._tree.extend(chain, range(done - 1, done - 1 + len(chain)))  # [T, D]
-        self._evaluated += 1  # those after the first wrong one decided nothing
-        for i, token in enumerate(chain):
-            if not bool(self._channel.accepts(self._released[:, done + i], states[i : i + 1])):
-                break
-            self._take(token, 1.0)
-        self._evaluated += max(0, len(self._tokens) - done - 1)
-        self._tree.keep(range(len(self._tokens)))
+        chain = self._proposed[done : done + _AHEAD].argmax(-1).tolist()
+        others = [token for token in self._ranked(self._proposed[done], _ROUNDS[0]) if token != chain[0]]
+        parents = [*range(done - 1, done - 1 + len(chain)), *[done - 1] * len(others)]
+        states = self._tree.extend([*chain, *others], parents)  # [C, D]
+        right = 0
+        while right < len(chain) and self._accepts(done + right, states[right]):
+            self._take(chain[right], 1.0)
+            right += 1
+        if right:
+            self._evaluated += right
+            self._tree.keep(range(done + right))
+            return True
+        self._evaluated += 1 + len(others)
+        self._tried.update([chain[0], *others])
+        for i, token in enumerate(others, start=len(chain)):
+            if self._accepts(done, states[i]):
+                self._take(token, 1.0)
+                self._tree.keep([*range(done), done + i])
+                return True
+        self._tree.keep(range(done))
+        return False
+
+    def _accepts(self, position: int, state: torch.Tensor) -> bool:
+        return bool(self._channel.accepts(self._released[:, position], state[None]))
 
     def _search(self) -> None:
         """Find the token of the next position among growing sets of candidates."""
@@ -117,21 +136,25 @@ class _Search:
         return torch.cat(scores), torch.cat(accepted)
 
     def _rounds(self, at: int) -> Iterator[list[int]]:
-        """Sets of candidates, the most promising first, no token twice."""
-        ranked = self._proposed[at].argsort(descending=True).tolist()
+        """Sets of candidates, the most promising first."""
         if not self._channel.exact:
-            yield ranked[: self._options.width]
+            yield self._ranked(self._proposed[at], self._options.width)
             return
-        left = self._options.limit or len(ranked)
-        tried: set[int] = set()
-        for number, size in enumerate((*_ROUNDS, len(ranked))):
-            if number == 1 and self._prior is not None:
-                ranked = (self._proposed[at] + self._expected()).argsort(descending=True).tolist()
-            fresh = [token for token in ranked if token not in tried][: min(size, left)]
-            tried.update(fresh)
-            left -= len(fresh)
-            if fresh:
-                yield fresh
+        promise = self._proposed[at] if self._prior is None else self._proposed[at] + self._expected()
+        left = (self._options.limit or len(promise)) - len(self._tried)
+        # What verification has refused comes last: it is right only if nothing else is.
+        ranked = [token for token in self._ranked(promise, len(promise)) if token not in self._tried]
+        ranked = [*ranked[:left], *self._tried]
+        start = 0
+        for size in (*_ROUNDS[1:], len(ranked)):
+            if ranked[start : start + size]:
+                yield ranked[start : start + size]
+            start += size
+
+    def _ranked(self, promise: torch.Tensor, count: int) -> list[int]:
+        """The `count` most promising tokens of [V], best first."""
+        ranked: list[int] = promise.topk(min(count, len(promise))).indices.tolist()
+        return ranked
 
     def _expected(self) -> torch.Tensor:
         """The language model's log p of the next token, [V]."""
@@ -146,6 +169,7 @@ class _Search:
     def _take(self, token: int, confidence: float) -> None:
         self._tokens.append(token)
         self._confidence.append(confidence)
+        self._tried.clear()
 
 
 class _SearchAttack:
@@ -172,8 +196,8 @@ class _SearchKind:
         },
         deviations=(
             "Acceptance by the defence's likelihood instead of a fixed radius, and the likeliest candidate when none is "
-            "accepted; candidates ranked by a linear map, then a language model, instead of gradient steps or at random; a "
-            "whole guess is verified in one forward before any position is searched. No backtracking."
+            "accepted; candidates ranked by a linear map, then a language model, instead of gradient steps or at random; "
+            "several positions are verified in one forward before one is searched. No backtracking."
         ),
         expected="100 % of prompts undefended, about 0.2 % of the vocabulary explored (published, 7–8B models in FP4).",
     )

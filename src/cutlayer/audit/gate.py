@@ -101,7 +101,8 @@ def junit(judgement: Judgement, max_advantage: float) -> bytes:
     if judgement.warnings:
         ElementTree.SubElement(suite, "system-err").text = _clean("\n".join(judgement.warnings))
     ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
+    document: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return document + b"\n"
 
 
 def _check(record: CellRecord, max_advantage: float) -> Check:

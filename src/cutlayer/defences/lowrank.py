@@ -44,6 +44,7 @@ def random_basis(width: int, rank: int, seed: int) -> torch.Tensor:
     return basis
 
 
+@lru_cache(maxsize=4)  # of a few heads; `public_states` hands out the same tensor each time
 def principal_basis(states: torch.Tensor, rank: int) -> torch.Tensor:
     """The R directions [D, R] that hold most of the squared length of states [N, D], float64.
 

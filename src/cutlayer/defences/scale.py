@@ -6,6 +6,7 @@ The median over a fixed, public sequence of token ids, so that client and attack
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 _SEQUENCES: Final = 8
 _LENGTH: Final = 48
+
+
+_STATES: Final[WeakKeyDictionary[Head, dict[int, torch.Tensor]]] = WeakKeyDictionary()
+"""An attacker builds a defence thousands of times, once per session it simulates."""
 
 
 class Scale(NamedTuple):
@@ -50,12 +55,15 @@ def public_states(head: Head, sequences: int = _SEQUENCES) -> torch.Tensor:
         head: the client's first layers.
         sequences: how many sequences of 48 tokens.
     """
-    table = head.embedding()
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(len(table), (sequences, _LENGTH), generator=generator).to(table.device)
-    with torch.inference_mode():
-        hidden: torch.Tensor = head(ids, head.new_cache()).float()  # [S, 48, D]
-    return hidden.flatten(0, 1)
+    held = _STATES.setdefault(head, {})
+    if sequences not in held:
+        table = head.embedding()
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(len(table), (sequences, _LENGTH), generator=generator).to(table.device)
+        with torch.inference_mode():
+            hidden: torch.Tensor = head(ids, head.new_cache()).float()  # [S, 48, D]
+        held[sequences] = hidden.flatten(0, 1)
+    return held[sequences]
 
 
 def clipped(rows: torch.Tensor, clip: float | None) -> torch.Tensor:
