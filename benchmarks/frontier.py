@@ -77,12 +77,12 @@ def frontier(
     model: str = "smollm2-135m",
     depths: tuple[int, ...] = (2, 8, 15),
     settings: tuple[str, ...] = (),
-    prompts: int = 36,
+    prompts: int = 24,
     seeds: int = 3,
-    pairs: int = 60_000,
-    gru_steps: int = 300,
-    text: int = 40,
-    items: int = 40,
+    pairs: int = 30_000,
+    gru_steps: int = 200,
+    text: int = 24,
+    items: int = 10,
     write: bool = True,
     redraw: bool = False,
 ) -> None:
@@ -203,7 +203,7 @@ def _attacks(threat: Threat, increase: float, best: dict[str, Figure], gru_steps
     if best["token_accuracy"].value < ENOUGH:
         yield "ridge"
     if best["token_accuracy"].value < ENOUGH and increase <= USABLE:
-        yield "map-beam:beams=6,proposals=72"
+        yield "map-beam:beams=4,proposals=64"
         if best["token_accuracy"].value < ENOUGH:
             yield f"gru:steps={gru_steps}"
 

@@ -43,13 +43,14 @@ def inverters(
     model: str = "smollm2-135m",
     depths: tuple[int, ...] = (2, 4, 6, 8),
     learned_depths: tuple[int, ...] = (2, 8),
-    revertlm_depths: tuple[int, ...] = (2, 4, 8, 15),
-    second_stage_depths: tuple[int, ...] = (2, 15),
+    revertlm_depths: tuple[int, ...] = (2, 8),
+    second_stage_depths: tuple[int, ...] = (8,),
     prompts: int = 102,
     seeds: int = 3,
     pairs: int = 200_000,
-    scaled: tuple[int, ...] = (2_000, 20_000, 200_000),
-    scaled_epochs: tuple[int, ...] = (50, 12, 2),
+    scaled: tuple[int, ...] = (2_000, 20_000),
+    scaled_epochs: tuple[int, ...] = (50, 6),
+    scaled_depths: tuple[int, ...] = (2, 8),
     write: bool = True,
 ) -> None:
     """Measure and record.
@@ -59,9 +60,9 @@ def inverters(
     model
         Name or directory.
     depths
-        Layers of the client, for the replica, the scaled replica and the cheap attacks.
+        Layers of the client, for the replica.
     learned_depths
-        For the position-wise and the recurrent inverter.
+        For the cheap attacks, the position-wise and the recurrent inverter.
     revertlm_depths
         For RevertLM's first stage.
     second_stage_depths
@@ -75,7 +76,9 @@ def inverters(
     scaled
         Pairs given to the replica's attacker.
     scaled_epochs
-        Passes over each; fifty passes over 200,000 pairs would take hours here.
+        Passes over each; fifty passes over 200,000 pairs would take hours here (``mlp`` is that family with so many pairs).
+    scaled_depths
+        Layers of the client for them.
     write
         Whether to write the record.
     """
@@ -92,7 +95,9 @@ def inverters(
         samples.update(raw)
         sys.stderr.write(f"k{depth} {label}: {found[f'k{depth}_{label}_token_accuracy'].value:.4f}\n")
 
-    for depth in sorted({*depths, *learned_depths, *revertlm_depths}):
+    for depth in depths:
+        _replica(study, depth, figures, samples)
+    for depth in sorted({*learned_depths, *revertlm_depths, *scaled_depths}):
         auxiliary = Auxiliary(study.ids, study.states(depth))
         add("nearest", "nearest", depth, auxiliary)
         add("ridge", "ridge", depth, auxiliary)
@@ -103,9 +108,8 @@ def inverters(
         if depth in revertlm_depths:
             add("revertlm_1", "revertlm:stage=1", depth, auxiliary)
         if depth in second_stage_depths:
-            add("revertlm_2", "revertlm:stage=2", depth, auxiliary)
-        if depth in depths:
-            _replica(study, depth, figures, samples)
+            add("revertlm_2", "revertlm:stage=2,sequences=120", depth, auxiliary)
+        if depth in scaled_depths:
             for count, epochs in zip(scaled, scaled_epochs, strict=True):
                 few = -(-count // study.ids.shape[1])
                 own = Auxiliary(auxiliary.ids[:few], auxiliary.released[:few])
@@ -116,6 +120,7 @@ def inverters(
     config = {
         **study.config(), "depths": depths, "learned_depths": learned_depths, "revertlm_depths": revertlm_depths,
         "second_stage_depths": second_stage_depths, "scaled": scaled, "scaled_epochs": scaled_epochs,
+        "scaled_depths": scaled_depths,
         "published_cunningham_top1_top5": {str(k): v for k, v in PUBLISHED.items()}, "replica_texts": _texts.__doc__,
     }  # fmt: skip
     finish(new_record("inverters", "cutlayer bench inverters", config, figures, samples), write=write)

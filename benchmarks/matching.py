@@ -26,9 +26,9 @@ def matching(
     model: str = "smollm2-135m",
     settings: tuple[str, ...] = ("1 none", "2 none", "4 none", "8 none", "4 gaussian:relative=0.05", "4 topk:keep=0.5"),
     attacks: tuple[str, ...] = ("actinv:calibrate=false", "actinv"),
-    prompts: int = 102,
+    prompts: int = 18,
     seeds: int = 3,
-    pairs: int = 20_000,
+    pairs: int = 30_000,
     write: bool = True,
 ) -> None:
     """Measure and record.

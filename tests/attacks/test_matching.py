@@ -9,7 +9,7 @@ import torch
 
 from cutlayer.attacks.attack import build_attack, prepare
 from cutlayer.attacks.calibrate import calibrate, log_likelihood
-from cutlayer.attacks.matching import EmbeddingForward, Targets
+from cutlayer.attacks.matching import EmbeddingForward, RowLookup, Targets
 from cutlayer.attacks.prior import Prior
 from cutlayer.attacks.table import TokenTable
 from cutlayer.audit.scene import Scene, attacker_secret
@@ -134,15 +134,16 @@ def test_calibration_helps_under_noise_and_never_lowers_the_likelihood(tiny: Tin
 def test_the_language_models_candidates_are_tried_too(tiny: Tiny) -> None:
     """With embeddings that point at wrong tokens, only a model that expects the right one can lead there."""
     at = scene(tiny("llama"), "2:-2")
-    table = TokenTable(EmbeddingForward(at.head).table)
+    table = EmbeddingForward(at.head).table
+    lookup = RowLookup(TokenTable(table))
     prior = Prior.load(at.directory, dtype=torch.float32)
     text = [int(prior.first().argmax())]
     while len(text) < 8:
         text.append(int(prior.log_probs(torch.tensor([text]))[0].argmax()))
-    wrong = [table.centred[(torch.tensor(text) + 50) % 101] + table.mean]
+    wrong = [table[(torch.tensor(text) + 50) % 101]]
     score, observations = at.channel.log_likelihood, watched(at, [text])
-    blind = calibrate(at.head, table, score, observations, wrong, neighbours=1)[0]
-    led = calibrate(at.head, table, score, observations, wrong, neighbours=1, prior=prior, speculated=1)[0]
+    blind = calibrate(at.head, lookup, score, observations, wrong, neighbours=1)[0]
+    led = calibrate(at.head, lookup, score, observations, wrong, neighbours=1, prior=prior, speculated=1)[0]
     assert blind.tokens.tolist() != text
     assert led.tokens.tolist() == text
     assert led.candidates == 16

@@ -11,8 +11,8 @@ converge, without which 200 steps at k = 4 of SmolLM2-135M left it no better tha
 
 Pulling the embeddings to their nearest table rows during descent, in place of the prior, was tried and gained nothing.
 
-Footgun: b = 1, the Gaussian prior taken at its word, draws noisy embeddings so far to the mean that the nearest rows are the
-commonest ones.
+Tokens are looked up by cosine of z. Footgun: with a larger b noisy embeddings are drawn so far to the mean that few rows remain
+nearest to anything.
 
 Notation: B prompts, T positions, D hidden size, V vocabulary.
 """
@@ -27,9 +27,10 @@ import torch
 
 from cutlayer.attacks.attack import Attack, AttackCard, Reader, Threat, given
 from cutlayer.attacks.linear_map import LinearMap
-from cutlayer.attacks.matching import EmbeddingForward, Standard, cosine_distance, noise_level, typical_states
+from cutlayer.attacks.matching import EmbeddingForward, Standard, cosine_distance, typical_states
 from cutlayer.attacks.matching_reader import Calibration, Count, MatchingReader, Setting, read_stops
 from cutlayer.attacks.table import TokenTable
+from cutlayer.attacks.whitening import Whitening
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +53,7 @@ class _Options(msgspec.Struct, forbid_unknown_fields=True):
     steps: Count | None = None
     stops: str | None = None
     mu: _Size = 0.1
-    shrink: _Size = 0.3
+    shrink: _Size = 0.1
     calibrate: bool = True
     neighbours: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10
     speculated: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 10
@@ -63,52 +64,40 @@ class _Recipe:
     """See `Recipe`.
 
     Args:
-        table: of the head's embeddings.
-        first: hidden states [T, D] → first embeddings about the table's mean [T, D].
+        whitening: of the table.
+        first: hidden states [T, D] → first embeddings [T, D].
         standard: of the hidden states.
         mu: μ.
         shrink: b.
-        noise: mean square of the defence's noise per coordinate, in squared standard units.
     """
 
     def __init__(
         self,
-        table: TokenTable,
+        whitening: Whitening,
         first: Callable[[torch.Tensor], torch.Tensor],
         standard: Standard,
         mu: float,
         shrink: float,
-        noise: float,
     ) -> None:
-        self._mean = table.mean
+        self._whitening = whitening
         self._first = first
         self._standard = standard
         self._mu = mu
         self._shrink = shrink
-        self._noise = noise
-        values, vectors = torch.linalg.eigh(table.centred.T @ table.centred / len(table.centred))
-        spread = values.clamp_min(1e-6 * float(values.max())).sqrt()  # [D]
-        self._colour = vectors * spread @ vectors.T  # [D, D]
-        self._whiten = vectors / spread @ vectors.T  # [D, D]
 
     def start(self, rows: torch.Tensor) -> torch.Tensor:
         """See `Recipe.start`."""
-        whitened: torch.Tensor = self._first(rows) @ self._whiten
-        return whitened.clamp(-_FAR, _FAR)
+        return self._whitening.white(self._first(rows)).clamp(-_FAR, _FAR)
 
     def embeddings(self, variable: torch.Tensor) -> torch.Tensor:
         """See `Recipe.embeddings`."""
-        embeddings: torch.Tensor = self._mean + variable @ self._colour
-        return embeddings
+        return self._whitening.embeddings(variable)
 
     def loss(self, moment: Moment) -> torch.Tensor:
         """See `Recipe.loss`."""
         states, targets = self._standard.apply(moment.states, moment.targets)
-        energy = targets.rows.square().sum(-1).clamp_min(1e-12)  # [B, T]
-        distance = cosine_distance(states, targets) + self._mu * (states - targets.rows).square().sum(-1) / energy
-        # of the truth: noise of squared length ε² turns a row of length 1 by about ε, and 1 − cos ε ≈ ε²/2
-        expected = (0.5 + self._mu) * self._noise * targets.carried.sum(-1) / energy
-        match = torch.log(distance + expected + _LEAST)
+        relative = (states - targets.rows).square().sum(-1) / targets.rows.square().sum(-1).clamp_min(1e-12)  # [B, T]
+        match = torch.log(cosine_distance(states, targets) + self._mu * relative + _LEAST)
         lengths = moment.variable.square().mean(-1)  # [B, T]
         return (targets.weight * (match + self._shrink * lengths)).sum()
 
@@ -138,31 +127,33 @@ class _ActInvAttack:
     def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
         head, options, channel = given(threat.head), self._options, threat.channel
         forward = EmbeddingForward(head)
-        setting = Setting(head, forward, TokenTable(forward.table), channel)
+        whitening = Whitening(forward.table)
+        setting = Setting(head, forward, whitening.nearest, channel)
         calibration = None
         if options.calibrate:
             prior = given(threat.prior) if options.speculated else None
             calibration = Calibration(channel.log_likelihood, options.neighbours, prior, options.speculated)
-        steps = options.steps or (200 if head.layers <= _SHALLOW else 600)
+        steps = options.steps or (100 if head.layers <= _SHALLOW else 400)
         own = threat.auxiliary
         rows = own.released.flatten(0, 1) if own else typical_states(forward, threat.seed)  # [N, D]
         standard = Standard.of(rows.to(forward.table.device))
-        noise = noise_level(forward, own, standard) if own else 0.0
-        recipe = _Recipe(setting.table, self._first(threat, setting.table), standard, options.mu, options.shrink, noise)
+        first = self._first(threat, TokenTable(forward.table))
+        recipe = _Recipe(whitening, first, standard, options.mu, options.shrink)
         progress(1.0)
         return MatchingReader(setting, recipe, self._stops or [steps], calibration, options.batch)
 
     def _first(self, threat: Threat, table: TokenTable) -> Callable[[torch.Tensor], torch.Tensor]:
         if self._options.init == "ridge":
-            return LinearMap(given(threat.auxiliary), table)
+            linear = LinearMap(given(threat.auxiliary), table)
+            return lambda rows: table.mean + linear(rows)
         if self._options.init == "mean":
-            return torch.zeros_like
+            return lambda rows: table.mean.expand_as(rows)
         half = 0.5 * float(table.centred.square().mean().sqrt())
 
         def uniform(rows: torch.Tensor) -> torch.Tensor:
             # the same for each prompt: no guess depends on its batch
             coins = torch.Generator().manual_seed(threat.seed)
-            return half * (2 * torch.rand(rows.shape, generator=coins).to(rows.device) - 1)
+            return table.mean + half * (2 * torch.rand(rows.shape, generator=coins).to(rows.device) - 1)
 
         return uniform
 
@@ -178,7 +169,7 @@ class _ActInv:
         needs=frozenset({"head", "auxiliary", "prior"}),
         parameters={
             "init": "first embeddings: ridge regression, mean of the table, or uniform within half the RMS of the centred table",
-            "steps": "of Adam; 200 up to 8 layers, 600 beyond",
+            "steps": "of Adam; 100 up to 8 layers, 400 beyond",
             "stops": "numbers of steps joined by +; a guess is made at each, the likeliest under the law is kept",
             "mu": "weight of the relative squared error beside the cosine",
             "shrink": "b, weight of the Gaussian prior over embeddings",
@@ -189,7 +180,7 @@ class _ActInv:
         },
         deviations=(
             "Loss, optimiser, schedule and discretisation are derived, not the paper's, which could not be read. Sinks, rows "
-            "longer than 10 medians, weigh 0.1. Cosines with the table are taken about its mean. Of the guesses before and "
+            "longer than 10 medians, weigh 0.1. Tokens are looked up in whitened coordinates. Of the guesses before and "
             "after calibration the likelier is kept. No second pass over doubtful positions."
         ),
         expected=(

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cutlayer.attacks.attack import Observation
+    from cutlayer.attacks.matching import Lookup
     from cutlayer.attacks.prior import Prior
-    from cutlayer.attacks.table import TokenTable
     from cutlayer.defences.channel import Channel
     from cutlayer.models.parts import Head
 
@@ -41,7 +41,7 @@ class Reading(NamedTuple):
 
 def calibrate(
     head: Head,
-    table: TokenTable,
+    lookup: Lookup,
     score: Score,
     observations: Sequence[Observation],
     embeddings: Sequence[torch.Tensor],
@@ -53,7 +53,7 @@ def calibrate(
 
     Args:
         head: the layers that candidates are run through.
-        table: of the head's embeddings.
+        lookup: from embeddings to tokens.
         score: how well a state explains what left.
         observations: one per prompt.
         embeddings: found for it, [T, D] each.
@@ -63,7 +63,7 @@ def calibrate(
     """
     device = head.embedding().device
     released = [observation.released.to(device) for observation in observations]
-    near = [table.nearest(place - table.mean, neighbours).tokens.tolist() for place in embeddings]
+    near = [lookup(place, neighbours).tokens.tolist() for place in embeddings]
     lengths = [len(place) for place in embeddings]
     tree, text = TreeForward(head), prior.session() if prior else None
     expected = _best(prior.first()[None], speculated) * len(near) if prior else [[] for _ in near]

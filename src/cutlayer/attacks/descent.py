@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cutlayer.attacks.attack import Observation
-    from cutlayer.attacks.matching import EmbeddingForward, Padded
-    from cutlayer.attacks.table import TokenTable
+    from cutlayer.attacks.matching import EmbeddingForward, Lookup, Padded
     from cutlayer.defences.channel import Channel
 
 _REVIEW: Final = 25
@@ -77,7 +76,7 @@ class Descended(NamedTuple):
 def descend(
     recipe: Recipe,
     forward: EmbeddingForward,
-    table: TokenTable,
+    lookup: Lookup,
     channel: Channel,
     observations: Sequence[Observation],
     stops: Sequence[int],
@@ -87,7 +86,7 @@ def descend(
     Args:
         recipe: the attack's.
         forward: the head.
-        table: of the head's embeddings.
+        lookup: from embeddings to tokens.
         channel: the law of the defence.
         observations: one per prompt.
         stops: numbers of steps after which the embeddings are wanted, ascending; the last is when to end.
@@ -104,7 +103,7 @@ def descend(
             if channel.exact:
                 with torch.no_grad():
                     places = {i: recipe.embeddings(variables[i]) for i in active}
-                for i in _explained(forward, table, channel, observations, places):
+                for i in _explained(forward, lookup, channel, observations, places):
                     results[i] = Descended({**dict.fromkeys(stops, places[i]), **results[i].embeddings}, step)
                     active.remove(i)
             if not active:
@@ -127,13 +126,13 @@ def descend(
 
 def _explained(
     forward: EmbeddingForward,
-    table: TokenTable,
+    lookup: Lookup,
     channel: Channel,
     observations: Sequence[Observation],
     places: dict[int, torch.Tensor],
 ) -> list[int]:
     """The prompts whose embeddings [T, D] lie nearest to tokens that are accepted at every position."""
-    tokens = [table.nearest(place - table.mean).tokens[:, 0] for place in places.values()]
+    tokens = [lookup(place).tokens[:, 0] for place in places.values()]
     return [
         i
         for i, states in zip(places, forward.of_tokens(tokens), strict=True)

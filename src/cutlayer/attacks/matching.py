@@ -14,7 +14,7 @@ Notation: B prompts, T positions, D hidden size, N sessions, V vocabulary.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import torch
 from torch.nn.functional import cosine_similarity
@@ -25,7 +25,8 @@ from cutlayer.attacks.linear_map import SINK_RATIO
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cutlayer.attacks.attack import Auxiliary, Observation
+    from cutlayer.attacks.attack import Observation
+    from cutlayer.attacks.table import Nearest, TokenTable
     from cutlayer.defences.channel import Channel
     from cutlayer.models.parts import Head
 
@@ -59,6 +60,29 @@ class EmbeddingForward:
         with torch.inference_mode():
             states = self(self.table[pad_sequence(list(tokens), batch_first=True)])  # [B, T, D]
         return [rows[: len(ids)] for rows, ids in zip(states, tokens, strict=True)]
+
+
+class Lookup(Protocol):
+    """Which tokens embeddings stand for."""
+
+    def __call__(self, embeddings: torch.Tensor, count: int = 1) -> Nearest:
+        """The `count` likeliest tokens of embeddings [N, D]."""
+        ...
+
+
+class RowLookup:
+    """The most similar table rows about their mean.
+
+    Args:
+        table: of the head's embeddings.
+    """
+
+    def __init__(self, table: TokenTable) -> None:
+        self._table = table
+
+    def __call__(self, embeddings: torch.Tensor, count: int = 1) -> Nearest:
+        """See `Lookup`."""
+        return self._table.nearest(embeddings - self._table.mean, count)
 
 
 class Padded(NamedTuple):
@@ -134,15 +158,6 @@ def typical_states(forward: EmbeddingForward, seed: int) -> torch.Tensor:
     coins = torch.Generator().manual_seed(seed)
     tokens = torch.randint(len(forward.table), (_SEQUENCES, _LENGTH), generator=coins).to(forward.table.device)
     return torch.cat(forward.of_tokens(list(tokens)))
-
-
-def noise_level(forward: EmbeddingForward, auxiliary: Auxiliary, standard: Standard) -> float:
-    """Mean square of what a defence adds to a carried coordinate, in squared standard units: 0 if it adds nothing."""
-    released = auxiliary.released[:_SEQUENCES].to(forward.table.device)  # [S, T, D]
-    states = torch.stack(forward.of_tokens(list(auxiliary.ids[:_SEQUENCES].to(released.device))))
-    ordinary = released.norm(dim=-1) <= SINK_RATIO * released.norm(dim=-1).median()  # [S, T]
-    carried = (released != 0) & ordinary.unsqueeze(-1)
-    return float(((released - states) / standard.deviation)[carried].square().mean())
 
 
 def cosine_distance(states: torch.Tensor, targets: Padded) -> torch.Tensor:

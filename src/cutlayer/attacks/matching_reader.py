@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from cutlayer.attacks.attack import Observation
     from cutlayer.attacks.calibrate import Score
     from cutlayer.attacks.descent import Descended, Recipe
-    from cutlayer.attacks.matching import EmbeddingForward
+    from cutlayer.attacks.matching import EmbeddingForward, Lookup
     from cutlayer.attacks.prior import Prior
-    from cutlayer.attacks.table import TokenTable
     from cutlayer.defences.channel import Channel
     from cutlayer.models.parts import Head
 
@@ -54,8 +53,8 @@ class Setting(NamedTuple):
 
     head: Head
     forward: EmbeddingForward
-    table: TokenTable
-    """Of the head's embeddings."""
+    lookup: Lookup
+    """From embeddings to tokens."""
     channel: Channel
 
 
@@ -101,7 +100,7 @@ class MatchingReader:
             places = order[start : start + self._batch]
             batch = [observations[i] for i in places]
             setting = self._setting
-            found = descend(self._recipe, setting.forward, setting.table, setting.channel, batch, self._stops)
+            found = descend(self._recipe, setting.forward, setting.lookup, setting.channel, batch, self._stops)
             for stop in self._stops:
                 for i, guess in zip(places, self._guesses(batch, found, stop), strict=True):
                     guesses[i][stop] = guess
@@ -114,8 +113,8 @@ class MatchingReader:
         if self._calibration is None:
             return nearest
         score, neighbours, prior, speculated = self._calibration
-        head, _, table, _ = self._setting
-        readings = calibrate(head, table, score, observations, embeddings, neighbours, prior, speculated)
+        head, _, lookup, _ = self._setting
+        readings = calibrate(head, lookup, score, observations, embeddings, neighbours, prior, speculated)
         chosen = []
         for observation, plain, reading in zip(observations, nearest, readings, strict=True):
             effort = {**plain.effort, "candidates": float(reading.candidates)}
@@ -124,8 +123,8 @@ class MatchingReader:
         return chosen
 
     def _nearest(self, embeddings: torch.Tensor, steps: int) -> Guess:
-        table = self._setting.table
-        best = table.nearest(embeddings - table.mean, min(_SHOWN, len(table.centred)))
+        forward, lookup = self._setting.forward, self._setting.lookup
+        best = lookup(embeddings, min(_SHOWN, len(forward.table)))
         return Guess(best.tokens[:, 0].cpu(), top_confidence(best.cosine).cpu(), {"steps": float(steps)})
 
     def _likeliest(self, observation: Observation, guesses: list[Guess]) -> Guess:

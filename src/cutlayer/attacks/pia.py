@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from cutlayer.attacks.attack import Attack, AttackCard, Reader, Threat, given
-from cutlayer.attacks.matching import EmbeddingForward, cosine_distance
+from cutlayer.attacks.matching import EmbeddingForward, RowLookup, cosine_distance
 from cutlayer.attacks.matching_reader import Calibration, Count, MatchingReader, Setting
 from cutlayer.attacks.table import TokenTable
 
@@ -103,7 +103,7 @@ class _PiaAttack:
     def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
         head, options = given(threat.head), self._options
         forward = EmbeddingForward(head)
-        setting = Setting(head, forward, TokenTable(forward.table), threat.channel)
+        setting = Setting(head, forward, RowLookup(TokenTable(forward.table)), threat.channel)
         prior = given(threat.prior) if options.speculated else None
         calibration = Calibration(_cosine(threat.channel), options.neighbours, prior, options.speculated)
         recipe = _Recipe(forward.table.float(), options.rate, threat.seed)

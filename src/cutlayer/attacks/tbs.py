@@ -15,7 +15,7 @@ import msgspec
 import torch
 
 from cutlayer.attacks.attack import Attack, AttackCard, Reader, Threat, given
-from cutlayer.attacks.matching import EmbeddingForward, cosine_distance, squared_error
+from cutlayer.attacks.matching import EmbeddingForward, RowLookup, cosine_distance, squared_error
 from cutlayer.attacks.matching_reader import Count, MatchingReader, Setting
 from cutlayer.attacks.table import TokenTable
 
@@ -87,7 +87,7 @@ class _TbsAttack:
     def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
         head, options = given(threat.head), self._options
         forward = EmbeddingForward(head)
-        setting = Setting(head, forward, TokenTable(forward.table), threat.channel)
+        setting = Setting(head, forward, RowLookup(TokenTable(forward.table)), threat.channel)
         recipe = _Recipe(forward.table.float(), options)
         progress(1.0)
         return MatchingReader(setting, recipe, [options.steps], None, options.batch)
