@@ -43,13 +43,14 @@ def inverters(
     model: str = "smollm2-135m",
     depths: tuple[int, ...] = (2, 4, 6, 8),
     learned_depths: tuple[int, ...] = (2, 8),
-    revertlm_depths: tuple[int, ...] = (2, 8),
-    second_stage_depths: tuple[int, ...] = (8,),
+    mlp_depths: tuple[int, ...] = (2,),
+    revertlm_depths: tuple[int, ...] = (2,),
+    second_stage_depths: tuple[int, ...] = (),
     prompts: int = 102,
     seeds: int = 3,
     pairs: int = 200_000,
-    scaled: tuple[int, ...] = (2_000, 20_000),
-    scaled_epochs: tuple[int, ...] = (50, 6),
+    scaled: tuple[int, ...] = (20_000,),
+    scaled_epochs: tuple[int, ...] = (3,),
     scaled_depths: tuple[int, ...] = (2, 8),
     write: bool = True,
 ) -> None:
@@ -62,7 +63,9 @@ def inverters(
     depths
         Layers of the client, for the replica.
     learned_depths
-        For the cheap attacks, the position-wise and the recurrent inverter.
+        For the cheap attacks and the recurrent inverter.
+    mlp_depths
+        For the position-wise inverter.
     revertlm_depths
         For RevertLM's first stage.
     second_stage_depths
@@ -103,8 +106,9 @@ def inverters(
         add("ridge", "ridge", depth, auxiliary)
         add("ridge_unweighted", "ridge:balance=0", depth, auxiliary)
         if depth in learned_depths:
-            add("mlp", "mlp", depth, auxiliary)
             add("gru", "gru", depth, auxiliary)
+        if depth in mlp_depths:
+            add("mlp", "mlp", depth, auxiliary)
         if depth in revertlm_depths:
             add("revertlm_1", "revertlm:stage=1", depth, auxiliary)
         if depth in second_stage_depths:
@@ -118,7 +122,8 @@ def inverters(
                 figures[f"k{depth}_cunningham_{count}_type_coverage"] = proportion(int(sum(covered)), len(covered))
         study.states.cache_clear()
     config = {
-        **study.config(), "depths": depths, "learned_depths": learned_depths, "revertlm_depths": revertlm_depths,
+        **study.config(), "depths": depths, "learned_depths": learned_depths, "mlp_depths": mlp_depths,
+        "revertlm_depths": revertlm_depths,
         "second_stage_depths": second_stage_depths, "scaled": scaled, "scaled_epochs": scaled_epochs,
         "scaled_depths": scaled_depths,
         "published_cunningham_top1_top5": {str(k): v for k, v in PUBLISHED.items()}, "replica_texts": _texts.__doc__,
@@ -134,7 +139,7 @@ def _replica(study: Study, depth: int, figures: dict[str, Figure], samples: dict
         ids.append(torch.tensor(text))
         rows.append(scene.hidden(ids[-1][None])[0])
     all_ids, all_rows = torch.cat(ids)[:REPLICA_PAIRS], torch.cat(rows)[:REPLICA_PAIRS]
-    for target in ("token", "embedding"):
+    for target in ("token", "embedding") if depth in (2, 8) else ("token",):
         top1, top5, coverage, seen_top1 = [], [], [], []
         for seed in study.seeds:
             order = torch.randperm(len(all_ids), generator=torch.Generator().manual_seed(seed))

@@ -26,7 +26,7 @@ def matching(
     model: str = "smollm2-135m",
     settings: tuple[str, ...] = ("1 none", "2 none", "4 none", "8 none", "4 gaussian:relative=0.05", "4 topk:keep=0.5"),
     attacks: tuple[str, ...] = ("actinv:calibrate=false", "actinv"),
-    prompts: int = 18,
+    prompts: int = 12,
     seeds: int = 3,
     pairs: int = 30_000,
     write: bool = True,

@@ -109,7 +109,7 @@ def paf(
         "margin_neighbours": NEIGHBOURS, "margin_sample": SAMPLE, "information_tokens": text,
         "renyi_components": COMPONENTS, "renyi_width": WIDTH,
     }  # fmt: skip
-    finish(new_record("paf", "python benchmarks/paf.py", config, figures, samples), write=write)
+    finish(new_record("paf", "cutlayer bench paf", config, figures, samples), write=write)
 
 
 @app.command(name="draw")

@@ -3,6 +3,9 @@
 A figure stands between two comments:  <!--fig RECORD.KEY FORMAT-->0.97<!--/-->
 FORMAT is a Python format specification; ``low``, ``high`` or ``n`` after a second dot of KEY takes that part instead of
 the value.
+
+A table stands between  <!--rows RECORD COLUMN:FORMAT COLUMN:FORMAT …-->  and  <!--/rows-->, one line for each of the
+record's ``config["rows"]``; its heading is written by hand above.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from cutlayer.records.record import read_record
 
 ROOT = Path(__file__).parent.parent
 FIGURE = re.compile(r"<!--fig ([a-z0-9_]+)\.([a-z0-9_]+)(?:\.(low|high|n))? ([^-]*)-->(.*?)<!--/-->", re.DOTALL)
+ROWS = re.compile(r"(<!--rows ([a-z0-9_]+) ([^>]*)-->\n).*?(<!--/rows-->)", re.DOTALL)
 
 
 @cache
@@ -34,7 +38,13 @@ def fill(text: str) -> str:
         dotted = f"{key}.{part}" if part else key
         return f"<!--fig {record}.{dotted} {form}-->{format(number, form)}<!--/-->"
 
-    return FIGURE.sub(value, text)
+    def table(match: re.Match[str]) -> str:
+        columns = [column.partition(":")[::2] for column in match[3].split()]
+        rows = read_record(ROOT / "benchmarks" / "records" / f"{match[2]}.json").config["rows"]
+        lines = ["| " + " | ".join(format(row[name], form) for name, form in columns) + " |\n" for row in rows]
+        return match[1] + "".join(lines) + match[4]
+
+    return FIGURE.sub(value, ROWS.sub(table, text))
 
 
 def main() -> int:

@@ -39,7 +39,7 @@ def prior(tiny: Callable[[str], Path]) -> Prior:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("cut", ["0:6", "1:-1", "4:-2"])
+@pytest.mark.parametrize("cut", ["0:6", "1:-1", "4:-1"])
 def test_every_branch_of_a_tree_is_what_the_head_gives_for_it_alone(scene, family: str, cut: str) -> None:
     made = scene(family, cut)
     tree = TreeForward(made.head)
@@ -57,7 +57,7 @@ def test_every_branch_of_a_tree_is_what_the_head_gives_for_it_alone(scene, famil
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("cut", "codec"), [("1:-1", "fp32"), ("4:-2", "fp32"), ("4:-2", "bf16")])
+@pytest.mark.parametrize(("cut", "codec"), [("1:-1", "fp32"), ("4:-1", "fp32"), ("4:-1", "bf16")])
 def test_search_reads_every_undefended_token(scene, family: str, cut: str, codec: str) -> None:
     made = scene(family, cut, codec=codec)
     reader = prepare(build_attack("search"), made.threat())
@@ -94,14 +94,14 @@ def test_a_limit_bounds_the_search(scene) -> None:
 
 def test_sessions_of_one_prompt_average_the_noise_away(scene) -> None:
     made = scene(defence="gaussian:relative=1.5")
-    once, often = 0, 0
-    for ids in PROMPTS:
-        secrets = [made_secret(i) for i in range(32)]
-        for count in (1, 32):
-            reader = prepare(build_attack("search:width=101"), made.threat(repeats=count))
-            right = (reader.read(made.observe(ids, secrets[:count])).tokens == torch.tensor(ids)).sum().item()
-            once, often = (once + right, often) if count == 1 else (once, often + right)
-    assert often > once + 10
+    right = {}
+    for count in (1, 16):
+        reader = prepare(build_attack("search:width=101"), made.threat(repeats=count))
+        sessions = [made_secret(i) for i in range(count)]
+        right[count] = sum(
+            int((reader.read(made.observe(ids, sessions)).tokens == torch.tensor(ids)).sum()) for ids in PROMPTS
+        )
+    assert right[16] > right[1] + 10
 
 
 def made_secret(number: int):

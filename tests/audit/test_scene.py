@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from cutlayer.audit.held import Held
 from cutlayer.audit.scene import Scene, attacker_secret
 from cutlayer.audit.utility import Item, Utility
+from cutlayer.client.connect import Client
 from cutlayer.errors import InputError
 from cutlayer.models.parts import load_client
 from cutlayer.types import Cut
@@ -30,22 +32,14 @@ def scene(tiny: Callable[[str], Path]) -> Scene:
 
 
 @pytest.mark.parametrize("codec", ["fp32", "bf16", "fp16"])
-def test_what_a_scene_observes_is_what_crosses_the_wire(tiny_with_text, codec: str) -> None:
-    from cutlayer.audit.held import HeldRows
-    from cutlayer.client.connect import Client, Options
-    from cutlayer.server.local import LocalServer
-
-    directory = tiny_with_text("llama")
-    with LocalServer(directory, "2:-2") as server:
-        held = HeldRows(server.connect)
-        options = Options(model=str(directory), codec=codec)
-        with Client(held, options) as client:
-            ids = client.encode("what crosses", raw=True)
-            client.generate(ids, max_tokens=1, ignore_eos=True).result()
-            rows = held.rows(client.codec, client.info.hidden_size)
-    cut = Cut.parse("2:-2", 6)
-    made = Scene(directory, cut, load_client(directory, cut, torch.float32), codec=codec)
-    assert torch.allclose(made.observe(ids).released[0], rows[: len(ids)], atol=1e-5, rtol=1e-2 if codec == "bf16" else 1e-5)
+def test_what_a_scene_observes_is_what_crosses_the_wire(bench: Any, codec: str) -> None:
+    held = Held(bench.server().connect)
+    with Client(held, bench.options(codec=codec)) as client:
+        ids = client.encode("what crosses", raw=True)
+        client.generate(ids, max_tokens=1, ignore_eos=True).result()
+        rows = torch.cat([client.codec.decode(row, client.info.hidden_size) for row in held.rows()])  # [T, D]
+        made = Scene(client.directory, client.cut, client.parts, codec=codec)
+        assert torch.equal(made.observe(ids).released[0], rows[: len(ids)].float())
 
 
 def test_sessions_differ_and_one_session_repeats(scene: Scene) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from cutlayer.attacks.attack import Knowledge
     from cutlayer.attacks.prior import Prior
+    from cutlayer.defences.defence import Defence
     from cutlayer.models.parts import ClientParts, Head
 
 PRECISION: Final[dict[str, float]] = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
@@ -91,9 +92,7 @@ class Scene:
 
     def release(self, hidden: torch.Tensor, ids: Sequence[int], secret: Secret) -> torch.Tensor:
         """What a server decodes of hidden states [T, D] that one session sends, [T, D] float32."""
-        built = build_defence(self.defence, secret, self.head)
-        released = built.release(hidden, History().extend(0, ids))
-        return self.codec.decode(self.codec.encode(released), hidden.shape[-1]).float()
+        return self._sent(build_defence(self.defence, secret, self.head), hidden, ids)
 
     def observe(self, ids: Sequence[int], sessions: Sequence[Secret] | None = None) -> Observation:
         """What the server holds of a prompt.
@@ -128,16 +127,18 @@ class Scene:
             hidden: [S, T, D] if already computed for this cut.
             progress: told the share done.
         """
-        rows = torch.empty(0)
+        # One session takes all sequences, because noise is another after another prefix.
+        defences = [build_defence(self.defence, attacker_secret(seed, 0, i), self.head) for i in range(repeats)]
+        rows = torch.empty(*ids.shape, self.head.embedding().shape[1])
         for start in range(0, len(ids), _BATCH):
             batch = ids[start : start + _BATCH]
             states = self.hidden(batch) if hidden is None else hidden[start : start + _BATCH]  # [B, T, D]
-            estimates = torch.stack(
-                [self._own(states[i], batch[i], repeats, seed, start + i) for i in range(len(batch))]
-            )
-            if not start:
-                rows = torch.empty(len(ids), *estimates.shape[1:])
-            rows[start : start + len(batch)] = estimates
+            for i, (state, own) in enumerate(zip(states, batch.tolist(), strict=True), start=start):
+                if self._lossless:
+                    rows[i] = state
+                else:
+                    sent = torch.stack([self._sent(defence, state, own) for defence in defences])  # [N, T, D]
+                    rows[i] = self.channel.estimate(sent)
             progress(min(1.0, (start + _BATCH) / len(ids)))
         return Auxiliary(ids, rows)
 
@@ -174,12 +175,9 @@ class Scene:
         """Whether hidden states leave exactly as they are."""
         return self.defence == "none" and self.codec.name == "fp32"
 
-    def _own(self, hidden: torch.Tensor, ids: torch.Tensor, repeats: int, seed: int, index: int) -> torch.Tensor:
-        if self._lossless:
-            return hidden
-        sessions = [attacker_secret(seed, index, i) for i in range(repeats)]
-        released = torch.stack([self.release(hidden, ids.tolist(), secret) for secret in sessions])  # [N, T, D]
-        return self.channel.estimate(released)
+    def _sent(self, defence: Defence, hidden: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
+        released = defence.release(hidden, History().extend(0, ids))
+        return self.codec.decode(self.codec.encode(released), hidden.shape[-1]).float()
 
 
 def attacker_secret(seed: int, sequence: int, session: int) -> Secret:
