@@ -51,7 +51,7 @@ def inverters(
     pairs: int = 200_000,
     scaled: tuple[int, ...] = (20_000,),
     scaled_epochs: tuple[int, ...] = (3,),
-    scaled_depths: tuple[int, ...] = (2, 8),
+    scaled_depths: tuple[int, ...] = (2,),
     write: bool = True,
 ) -> None:
     """Measure and record.
