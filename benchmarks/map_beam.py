@@ -18,9 +18,10 @@ from report import finish
 app = App(help=__doc__)
 ATTACKS = {
     "ridge": "ridge",
-    "search": "search:width=96",
-    "beam_without_prior": "map-beam:gamma=0",
-    "map_beam": "map-beam",
+    "search": "search",
+    "search_wide": "search:width=256",
+    "beam_without_prior": "map-beam:gamma=0,proposals=256",
+    "map_beam": "map-beam:proposals=256",
 }
 
 
@@ -30,7 +31,7 @@ def map_beam(
     model: str = "smollm2-135m",
     depth: int = 2,
     defence: str = "gaussian:relative=0.8",
-    prompts: int = 102,
+    prompts: int = 45,
     seeds: int = 3,
     pairs: int = 60_000,
     write: bool = True,
@@ -64,8 +65,9 @@ def map_beam(
         found, raw = study.figures(name, study.read(prepare(build_attack(spec), threat), observed, name))
         figures |= found
         samples |= raw
-    gain = figures["map_beam_token_accuracy"].value - figures["search_token_accuracy"].value
-    figures["gain_over_search"] = exact(gain, "fraction", len(study.victims))
+    for rival in ("search", "search_wide"):
+        gain = figures["map_beam_token_accuracy"].value - figures[f"{rival}_token_accuracy"].value
+        figures[f"gain_over_{rival}"] = exact(gain, "fraction", len(study.victims))
     utility = Utility(scene.directory, scene.cut).measure(scene, study.ids[-40:])
     figures["perplexity_increase"] = exact(utility.perplexity_increase, "relative", utility.tokens)
     figures["greedy_agreement"] = exact(utility.agreement, "fraction", utility.tokens)
