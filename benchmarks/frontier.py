@@ -75,6 +75,7 @@ def frontier(
     text: int = 24,
     items: int = 10,
     write: bool = True,
+    resume: bool = False,
     redraw: bool = False,
 ) -> None:
     """Measure, record and draw.
@@ -101,6 +102,8 @@ def frontier(
         Completion items of the task.
     write
         Whether to write the record.
+    resume
+        Keep what the committed record has of the same prompts and text.
     redraw
         Only draw the committed record again.
     """
@@ -117,12 +120,18 @@ def frontier(
     figures: dict[str, Figure] = {}
     samples: dict[str, list[Any]] = {}
     rows: list[dict[str, Any]] = []
-    record = None
+    record = _resumed(study) if resume else None
+    if record is not None:
+        rows, samples = record.config["rows"], record.samples
+        figures = {name: figure for name, figure in record.figures.items() if name.startswith("k")}
+    done = {row["label"] for row in rows}
     for depth in depths:
         scene = study.scene(depth)
         utility = Utility(scene.directory, scene.cut)
         for setting in SETTINGS:
             if (settings and setting.label not in settings) or (depth != depths[0] and setting.label not in DEEP):
+                continue
+            if f"k{depth}_{setting.label}" in done:
                 continue
             row = _measure(
                 study, scene.under(setting.spec), depth, setting, utility, held, tasks, gru_steps, figures, samples
@@ -140,6 +149,17 @@ def frontier(
     finish(record, write=False)
     if write:
         draw(record, ROOT / "docs" / "figures" / "frontier.svg")
+
+
+def _resumed(study: Study) -> Record | None:
+    path = RECORDS / "frontier.json"
+    if not path.exists():
+        return None
+    record = read_record(path)
+    same = all(
+        record.config[key] == value for key, value in study.config().items() if key in {"prompt_ids", "pairs", "model"}
+    )
+    return record if same else None
 
 
 def _record(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 EXACT_TOLERANCE: Final = 1e-3
-"""Relative distance below which two float32 computations of one hidden state are taken to agree. Batched and single forwards
+"""`relative_length` below which two float32 computations of one hidden state are taken to agree. Batched and single forwards
 differ by about 1e-6; the nearest other token is farther than 1e-2 on SmolLM2-135M at every depth that was looked at."""
 
 
@@ -79,7 +79,7 @@ class Matching(Repeated, ABC):
     """
 
     def __init__(self, precision: float, exact: bool = True) -> None:
-        self.tolerance = max(EXACT_TOLERANCE, 4 * precision)
+        self.tolerance = max(EXACT_TOLERANCE, precision)
         self.exact = exact
 
     @abstractmethod
@@ -115,6 +115,17 @@ class Deterministic(Matching):
 
 
 def relative_length(rows: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-    """L2 norms of rows [C, D] over that of a vector [D], [C]."""
-    quotient: torch.Tensor = rows.norm(dim=-1) / of.norm().clamp_min(1e-12)
-    return quotient
+    """Root mean square of rows [C, D] in units of a vector [D], coordinate by coordinate, over those it carries; [C].
+
+    The unit of a coordinate is its own size plus the median one. Not the vector's length: an attention sink owes nearly all
+    of that to a few coordinates which are alike for every token. Over its length, the states of two tokens after 15 layers of
+    SmolLM2-135M differ by 0.4 %, as much as a bf16 wire rounds; in these units by 2 % or more, and rounding is below 0.1 %.
+    """
+    sizes = of.abs()
+    carried = sizes > 0
+    if not bool(carried.any()):
+        lengths: torch.Tensor = rows.norm(dim=-1)
+        return lengths
+    unit = sizes + sizes[carried].median()
+    squares: torch.Tensor = (rows / unit).square().sum(-1)
+    return (squares / carried.sum()).sqrt()
