@@ -43,7 +43,7 @@ def inverters(
     model: str = "smollm2-135m",
     depths: tuple[int, ...] = (2, 4, 6, 8),
     learned_depths: tuple[int, ...] = (2, 8),
-    mlp_depths: tuple[int, ...] = (2,),
+    mlp_depths: tuple[int, ...] = (),
     revertlm_depths: tuple[int, ...] = (2,),
     second_stage_depths: tuple[int, ...] = (),
     prompts: int = 102,
