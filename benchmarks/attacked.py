@@ -88,6 +88,11 @@ class Study:
         """Hidden states of the attacker's text, [S, T, D]."""
         return self.scene(depth).auxiliary(self.ids).released
 
+    def spread(self, count: int) -> list[Victim]:
+        """About `count` of the prompts, as many of each seed."""
+        each = -(-count // len(self.seeds))
+        return [victim for seed in self.seeds for victim in [v for v in self.victims if v.seed == seed][:each]]
+
     def observe(self, scene: Scene, victim: Victim, repeats: int = 1) -> Observation:
         """What the server holds of a prompt."""
         number = int.from_bytes(victim.item.id.encode()[-6:], "big")

@@ -51,7 +51,7 @@ SETTINGS = (
     Setting("gaussian_0.8_16_sessions", "gaussian:relative=0.8", 16),
     Setting("laplace_0.4", "laplace:relative=0.4"),
     Setting("dchi_0.4", "dchi:relative=0.4"),
-    *(Setting(f"topk_{k}", f"topk:keep={k}") for k in (0.1, 0.02)),
+    *(Setting(f"topk_{k}", f"topk:keep={k}") for k in (0.1,)),
     Setting("dropout_0.9", "dropout:p=0.9"),
     *(Setting(f"int{b}", f"quantise:bits={b}") for b in (4, 2)),
     Setting("clip_0.5", "clip:relative=0.5"),
@@ -228,7 +228,7 @@ def _measure(
 
 def _attacks(threat: Threat, increase: float, best: dict[str, Figure], gru_steps: int) -> Iterator[str]:
     """Attacks in order of cost, as long as there is something left to read."""
-    yield "search:width=96,limit=4096" if threat.channel.exact else "search:width=96"
+    yield "search:width=96,limit=1024" if threat.channel.exact else "search:width=96"
     if best["token_accuracy"].value < ENOUGH:
         yield "ridge"
     if best["token_accuracy"].value < ENOUGH and increase <= USABLE:

@@ -19,8 +19,8 @@ from cyclopts import App
 from attacked import Study
 from cutlayer.attacks.attack import Auxiliary, Observation, build_attack, prepare
 from cutlayer.corpora.questions import questions
-from cutlayer.records.record import Figure, median, new_record, proportion
-from report import finish
+from cutlayer.records.record import Figure, Record, median, new_record, proportion, write_record
+from report import RECORDS, finish
 
 app = App(help=__doc__)
 
@@ -41,10 +41,10 @@ class Ranks(Protocol):
 def inverters(
     *,
     model: str = "smollm2-135m",
-    depths: tuple[int, ...] = (2, 4, 6, 8),
+    depths: tuple[int, ...] = (2, 8, 4, 6),
     learned_depths: tuple[int, ...] = (2, 8),
     mlp_depths: tuple[int, ...] = (),
-    revertlm_depths: tuple[int, ...] = (2,),
+    revertlm_depths: tuple[int, ...] = (),
     second_stage_depths: tuple[int, ...] = (),
     prompts: int = 102,
     seeds: int = 3,
@@ -52,6 +52,8 @@ def inverters(
     scaled: tuple[int, ...] = (20_000,),
     scaled_epochs: tuple[int, ...] = (3,),
     scaled_depths: tuple[int, ...] = (2,),
+    gru_steps: int = 400,
+    embedding: bool = False,
     write: bool = True,
 ) -> None:
     """Measure and record.
@@ -82,12 +84,31 @@ def inverters(
         Passes over each; fifty passes over 200,000 pairs would take hours here (``mlp`` is that family with so many pairs).
     scaled_depths
         Layers of the client for them.
+    gru_steps
+        Training steps of the recurrent inverter.
+    embedding
+        Whether the replica is also trained to regress embeddings.
     write
         Whether to write the record.
     """
     study = Study(model, prompts, seeds, pairs)
     figures: dict[str, Figure] = {}
     samples: dict[str, list[Any]] = {}
+
+    def _record() -> Record:
+        config = {
+            **study.config(), "depths": depths, "learned_depths": learned_depths, "mlp_depths": mlp_depths,
+            "revertlm_depths": revertlm_depths,
+            "second_stage_depths": second_stage_depths, "scaled": scaled, "scaled_epochs": scaled_epochs,
+            "scaled_depths": scaled_depths, "gru_steps": gru_steps,
+            "published_cunningham_top1_top5": {str(k): v for k, v in PUBLISHED.items()}, "replica_texts": _texts.__doc__,
+        }  # fmt: skip
+        return new_record("inverters", "cutlayer bench inverters", config, figures, samples)
+
+    def keep() -> None:
+        # After every part: a run takes most of an hour.
+        if write:
+            write_record(_record(), RECORDS)
 
     def add(label: str, spec: str, depth: int, auxiliary: Auxiliary) -> None:
         scene = study.scene(depth)
@@ -98,15 +119,13 @@ def inverters(
         samples.update(raw)
         sys.stderr.write(f"k{depth} {label}: {found[f'k{depth}_{label}_token_accuracy'].value:.4f}\n")
 
-    for depth in depths:
-        _replica(study, depth, figures, samples)
     for depth in sorted({*learned_depths, *revertlm_depths, *scaled_depths}):
         auxiliary = Auxiliary(study.ids, study.states(depth))
         add("nearest", "nearest", depth, auxiliary)
         add("ridge", "ridge", depth, auxiliary)
         add("ridge_unweighted", "ridge:balance=0", depth, auxiliary)
         if depth in learned_depths:
-            add("gru", "gru", depth, auxiliary)
+            add("gru", f"gru:steps={gru_steps}", depth, auxiliary)
         if depth in mlp_depths:
             add("mlp", "mlp", depth, auxiliary)
         if depth in revertlm_depths:
@@ -121,17 +140,16 @@ def inverters(
                 covered = torch.isin(_truth(study), torch.unique(own.ids)).float().tolist()
                 figures[f"k{depth}_cunningham_{count}_type_coverage"] = proportion(int(sum(covered)), len(covered))
         study.states.cache_clear()
-    config = {
-        **study.config(), "depths": depths, "learned_depths": learned_depths, "mlp_depths": mlp_depths,
-        "revertlm_depths": revertlm_depths,
-        "second_stage_depths": second_stage_depths, "scaled": scaled, "scaled_epochs": scaled_epochs,
-        "scaled_depths": scaled_depths,
-        "published_cunningham_top1_top5": {str(k): v for k, v in PUBLISHED.items()}, "replica_texts": _texts.__doc__,
-    }  # fmt: skip
-    finish(new_record("inverters", "cutlayer bench inverters", config, figures, samples), write=write)
+        keep()
+    for depth in depths:
+        _replica(study, depth, embedding, figures, samples)
+        keep()
+    finish(_record(), write=False)
 
 
-def _replica(study: Study, depth: int, figures: dict[str, Figure], samples: dict[str, list[Any]]) -> None:
+def _replica(
+    study: Study, depth: int, embedding: bool, figures: dict[str, Figure], samples: dict[str, list[Any]]
+) -> None:
     """Train on four fifths of the tokens of a few texts, test on the rest of the same texts, for every seed."""
     scene = study.scene(depth)
     ids, rows = [], []
@@ -139,7 +157,7 @@ def _replica(study: Study, depth: int, figures: dict[str, Figure], samples: dict
         ids.append(torch.tensor(text))
         rows.append(scene.hidden(ids[-1][None])[0])
     all_ids, all_rows = torch.cat(ids)[:REPLICA_PAIRS], torch.cat(rows)[:REPLICA_PAIRS]
-    for target in ("token", "embedding") if depth in (2, 8) else ("token",):
+    for target in ("token", "embedding") if embedding else ("token",):
         top1, top5, coverage, seen_top1 = [], [], [], []
         for seed in study.seeds:
             order = torch.randperm(len(all_ids), generator=torch.Generator().manual_seed(seed))

@@ -31,7 +31,7 @@ def map_beam(
     model: str = "smollm2-135m",
     depth: int = 2,
     defence: str = "gaussian:relative=0.8",
-    prompts: int = 24,
+    prompts: int = 15,
     seeds: int = 3,
     pairs: int = 60_000,
     write: bool = True,

@@ -25,9 +25,10 @@ def search(
     depths: tuple[int, ...] = (1, 4, 8, 15, 29),
     codecs: tuple[str, ...] = ("fp32", "bf16"),
     prompts: int = 102,
-    rounded_prompts: int = 34,
+    few: int = 24,
+    deep: int = 8,
     seeds: int = 3,
-    pairs: int = 20_000,
+    pairs: int = 30_000,
     write: bool = True,
 ) -> None:
     """Measure and record.
@@ -42,8 +43,10 @@ def search(
         How hidden states travel.
     prompts
         How many, divided among the seeds.
-    rounded_prompts
-        How many of them, those of the first seed first, over a wire that rounds.
+    few
+        How many of them over a wire that rounds, and at the depths beyond `deep`.
+    deep
+        Depth up to which all prompts are attacked.
     seeds
         How many.
     pairs
@@ -63,7 +66,7 @@ def search(
             def threat(seed: int) -> Threat:
                 return scene.threat(auxiliary, study.prior, seed=seed)  # noqa: B023 - used within this round
 
-            victims = study.victims if codec == "fp32" else study.victims[:rounded_prompts]
+            victims = study.victims if codec == "fp32" and depth <= deep else study.spread(few)
             label = f"k{depth}_{codec}"
             found, raw = study.figures(label, study.attack("search", threat, scene, label, victims))
             sys.stderr.write(f"{label}: {found[f'{label}_token_accuracy'].value:.4f}\n")
@@ -72,7 +75,7 @@ def search(
             if codec == "fp32":
                 measured.append(study.measured(depth, "none", "search", found[f"{label}_token_accuracy"], "search"))
     config = {
-        **study.config(), "rounded_prompts": rounded_prompts, "depths": depths, "codecs": codecs, "attack": "search",
+        **study.config(), "few": few, "deep": deep, "depths": depths, "codecs": codecs, "attack": "search",
         "measured": measured,
     }  # fmt: skip
     finish(new_record("search", "cutlayer bench search", config, figures, samples), write=write)
