@@ -25,7 +25,7 @@ from cutlayer.audit.utility import Item, Utility
 from cutlayer.corpora.tasks import completions, few_shot
 from cutlayer.errors import InputError
 from cutlayer.records.record import Figure, Record, exact, new_record, proportion, read_record, write_record
-from report import RECORDS, ROOT, finish
+from report import RECORDS, ROOT, command, finish
 
 app = App(help=__doc__)
 
@@ -52,7 +52,7 @@ SETTINGS = (
     Setting("laplace_0.4", "laplace:relative=0.4"),
     Setting("dchi_0.4", "dchi:relative=0.4"),
     *(Setting(f"topk_{k}", f"topk:keep={k}") for k in (0.1,)),
-    Setting("dropout_0.9", "dropout:p=0.9"),
+    Setting("dropout_0.5", "dropout:p=0.5"),
     *(Setting(f"int{b}", f"quantise:bits={b}") for b in (4, 2)),
     Setting("clip_0.5", "clip:relative=0.5"),
     Setting("lowrank_32", "lowrank:rank=32,basis=principal"),
@@ -184,7 +184,7 @@ def _record(
             for row in rows if row["repeats"] == 1
         ],
     }  # fmt: skip
-    return new_record("frontier", "cutlayer bench frontier", config, {**summary, **figures}, dict(samples))
+    return new_record("frontier", command("frontier"), config, {**summary, **figures}, dict(samples))
 
 
 def _passes(row: dict[str, Any]) -> bool:
@@ -210,7 +210,7 @@ def _measure(
     best: dict[str, Figure] = {}
     strongest = ""
     ran = {}
-    for spec in _attacks(threat, increase, best, gru_steps):
+    for spec in _attacks(increase, best, gru_steps):
         found, raw = _attack(study, spec, threat, observed, label)
         ran[spec] = found["token_accuracy"].value
         samples[f"{label}_{spec}"] = raw
@@ -226,9 +226,9 @@ def _measure(
     }  # fmt: skip
 
 
-def _attacks(threat: Threat, increase: float, best: dict[str, Figure], gru_steps: int) -> Iterator[str]:
+def _attacks(increase: float, best: dict[str, Figure], gru_steps: int) -> Iterator[str]:
     """Attacks in order of cost, as long as there is something left to read."""
-    yield "search:width=96,limit=1024" if threat.channel.exact else "search:width=96"
+    yield "search:width=96"
     if best["token_accuracy"].value < ENOUGH:
         yield "ridge"
     if best["token_accuracy"].value < ENOUGH and increase <= USABLE:
@@ -256,7 +256,9 @@ def draw(record: Record, path: Path) -> None:
 
     rows = record.config["rows"]
     depths = sorted({row["depth"] for row in rows})
-    chart, panels = pyplot.subplots(1, len(depths), figsize=(4.2 * len(depths), 4.2), sharey=True, squeeze=False)
+    chart, panels = pyplot.subplots(
+        1, len(depths), figsize=(max(7.0, 4.2 * len(depths)), 4.6), sharey=True, squeeze=False, layout="constrained"
+    )
     kinds = sorted({row["setting"].split("_")[0] for row in rows})
     colours = {kind: f"C{i}" if i < 10 else "black" for i, kind in enumerate(kinds)}
     for panel, depth in zip(panels[0], depths, strict=True):
@@ -278,8 +280,7 @@ def draw(record: Record, path: Path) -> None:
     handles = {
         name: handle for panel in panels[0] for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    chart.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=7, frameon=False)
-    chart.subplots_adjust(bottom=0.28, left=0.07, right=0.99, wspace=0.06)
+    chart.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     chart.savefig(path, metadata={"Date": None})
 

@@ -13,7 +13,7 @@ from attacked import Study
 from cutlayer.attacks.attack import build_attack, prepare
 from cutlayer.audit.utility import Utility
 from cutlayer.records.record import Figure, exact, new_record
-from report import finish
+from report import command, finish
 
 app = App(help=__doc__)
 ATTACKS = {
@@ -72,7 +72,7 @@ def map_beam(
     figures["perplexity_increase"] = exact(utility.perplexity_increase, "relative", utility.tokens)
     figures["greedy_agreement"] = exact(utility.agreement, "fraction", utility.tokens)
     config = {**study.config(), "depth": depth, "defence": defence, "attacks": ATTACKS}
-    finish(new_record("map_beam", "cutlayer bench map_beam", config, figures, samples), write=write)
+    finish(new_record("map_beam", command("map_beam"), config, figures, samples), write=write)
 
 
 if __name__ == "__main__":

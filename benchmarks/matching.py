@@ -13,7 +13,7 @@ from cyclopts import App
 from attacked import Study
 from cutlayer.attacks.attack import build_attack, prepare
 from cutlayer.records.record import Figure, new_record
-from report import finish
+from report import command, finish
 
 app = App(help=__doc__)
 
@@ -65,7 +65,7 @@ def matching(
             samples |= raw
             sys.stderr.write(f"{label}: {found[f'{label}_token_accuracy'].value:.4f}\n")
     config = {**study.config(), "settings": settings, "attacks": attacks, "published": PUBLISHED}
-    finish(new_record("matching", "cutlayer bench matching", config, figures, samples), write=write)
+    finish(new_record("matching", command("matching"), config, figures, samples), write=write)
 
 
 if __name__ == "__main__":

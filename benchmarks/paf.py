@@ -36,7 +36,7 @@ from cutlayer.models.parts import load_client
 from cutlayer.records.record import Figure, Record, exact, new_record, quantile, read_record
 from cutlayer.text.tokenizer import Tokenizer
 from cutlayer.types import Cut
-from report import RECORDS, ROOT, finish
+from report import RECORDS, ROOT, command, finish
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,7 +109,7 @@ def paf(
         "margin_neighbours": NEIGHBOURS, "margin_sample": SAMPLE, "information_tokens": text,
         "renyi_components": COMPONENTS, "renyi_width": WIDTH,
     }  # fmt: skip
-    finish(new_record("paf", "cutlayer bench paf", config, figures, samples), write=write)
+    finish(new_record("paf", command("paf"), config, figures, samples), write=write)
 
 
 @app.command(name="draw")

@@ -17,7 +17,7 @@ from cutlayer.attacks.attack import Auxiliary, build_attack, prepare
 from cutlayer.audit.depths import layer_outputs
 from cutlayer.audit.metrics.rank import spearman
 from cutlayer.records.record import Figure, new_record, read_record
-from report import RECORDS, finish
+from report import RECORDS, command, finish
 
 app = App(help=__doc__)
 
@@ -106,7 +106,7 @@ def predict(
         **study.config(), "depths": depths, "matched_depths": matched_depths, "matched_prompts": matched_prompts,
         "attacks": ATTACKS, "readings": READINGS, "search": "reads everything at every depth (record search)",
     }  # fmt: skip
-    finish(new_record("predict", "cutlayer bench predict", config, figures, samples), write=write)
+    finish(new_record("predict", command("predict"), config, figures, samples), write=write)
 
 
 if __name__ == "__main__":

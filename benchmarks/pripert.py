@@ -40,7 +40,7 @@ from cutlayer.defences.scale import Scale, median_norm
 from cutlayer.models.locate import locate
 from cutlayer.records.record import Figure, median, new_record
 from cutlayer.text.tokenizer import Tokenizer
-from report import finish
+from report import command, finish
 
 READINGS: Final = ("static", "offline", "power", "gradient", "backprop", "decoy")
 ATTACKS: Final = ("actinv_0", "actinv", "actinv_K", "ridge", "mlp", "search", "search_blind")
@@ -212,7 +212,7 @@ def pripert(
         "threads": torch.get_num_threads(),
         "seed": seed,
     }
-    finish(new_record("pripert", "cutlayer bench pripert", config, figures, dict(samples)), write=write)
+    finish(new_record("pripert", command("pripert"), config, figures, dict(samples)), write=write)
 
 
 def _rows(readings: Sequence[str], betas: Sequence[float], path: Path, scale: Scale) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -24,6 +25,11 @@ def prompt_texts(count: int) -> list[str]:
     lines = (ROOT / "tests" / "data" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     texts = [json.loads(line)["text"] for line in lines]
     return [texts[i % len(texts)] for i in range(count)]
+
+
+def command(name: str) -> str:
+    """The command line that repeats this run."""
+    return shlex.join(["cutlayer", "bench", name, *sys.argv[1:]])
 
 
 def finish(record: Record, *, write: bool) -> None:

@@ -12,8 +12,9 @@ from cyclopts import App
 
 from attacked import Study
 from cutlayer.attacks.attack import Threat
-from cutlayer.records.record import Figure, new_record
-from report import finish
+from cutlayer.errors import InputError
+from cutlayer.records.record import Figure, new_record, write_record
+from report import RECORDS, command, finish
 
 app = App(help=__doc__)
 
@@ -58,6 +59,7 @@ def search(
     figures: dict[str, Figure] = {}
     samples: dict[str, list[Any]] = {}
     measured = []
+    record = None
     for depth in depths:
         for codec in codecs:
             scene = study.scene(depth).under("none", codec)
@@ -74,11 +76,16 @@ def search(
             samples |= raw
             if codec == "fp32":
                 measured.append(study.measured(depth, "none", "search", found[f"{label}_token_accuracy"], "search"))
-    config = {
-        **study.config(), "few": few, "deep": deep, "depths": depths, "codecs": codecs, "attack": "search",
-        "measured": measured,
-    }  # fmt: skip
-    finish(new_record("search", "cutlayer bench search", config, figures, samples), write=write)
+            config = {
+                **study.config(), "few": few, "deep": deep, "depths": depths, "codecs": codecs, "attack": "search",
+                "measured": measured,
+            }  # fmt: skip
+            record = new_record("search", command("search"), config, figures, dict(samples))
+            if write:  # after every part: deep ones take long
+                write_record(record, RECORDS)
+    if record is None:
+        raise InputError("nothing to measure: give at least one depth and one codec")
+    finish(record, write=False)
 
 
 if __name__ == "__main__":
