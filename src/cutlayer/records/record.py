@@ -142,4 +142,5 @@ def proportion(successes: float, n: int, unit: str = "fraction") -> Figure:
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Figure(p, float(max(0.0, centre - half)), float(min(1.0, centre + half)), n, unit)
+    # Rounding may put a bound of 0 or 1 on the wrong side of the share itself.
+    return Figure(p, float(min(p, max(0.0, centre - half))), float(max(p, min(1.0, centre + half))), n, unit)
