@@ -1,7 +1,7 @@
 """Many continuations of one prefix in one forward: a tree of tokens, each of which sees only its ancestors.
 
 All candidates for a position are packed into one sequence, share the prefix's keys and values without a copy, and are kept
-apart by the attention mask. On two cores 64 candidates cost about as much as five.
+apart by the attention mask.
 
     tree = TreeForward(head)
     tree.extend([5, 6], [-1, 0])        # a chain of two tokens
