@@ -1,26 +1,28 @@
 """What the benchmarks of attacks share: prompts, the attacker's text, observations, and scores over documents.
 
-Every seed has prompts, sessions and attacker's randomness of its own; figures are over the documents of all seeds.
+Every seed has prompts and sessions of its own, and figures are over the documents of all; an attack is prepared once.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
-from cutlayer.attacks.attack import Auxiliary, Guess, Observation, Reader, Threat, build_attack, prepare
+from cutlayer.attacks.attack import Auxiliary, Guess, Observation, Threat, build_attack, prepare
 from cutlayer.attacks.prior import Prior
 from cutlayer.audit.material import Item, attackers, victims
-from cutlayer.audit.metrics.scores import SampleScores, score
+from cutlayer.audit.metrics.scores import SampleScores
 from cutlayer.audit.metrics.summary import METRICS, advantages, summarise
-from cutlayer.audit.scene import Scene, attacker_secret
+from cutlayer.audit.reading import read_all
+from cutlayer.audit.scene import Scene, victim_secret
+from cutlayer.audit.scoring import scores_of
+from cutlayer.defences.defence import build_channel
 from cutlayer.models.family import read_config
 from cutlayer.models.locate import locate
 from cutlayer.records.record import Figure, exact
@@ -40,13 +42,6 @@ class Reading(NamedTuple):
     victim: Victim
     guess: Guess
     seconds: float
-
-
-@runtime_checkable
-class ReadsMany(Protocol):
-    """Attacks that are cheaper on several prompts at once."""
-
-    def read_many(self, observations: Sequence[Observation]) -> list[Guess]: ...
 
 
 class Study:
@@ -76,7 +71,7 @@ class Study:
         self._vocabulary: int = read_config(self.directory).vocab_size
         self.ids, self.owned = attackers(self.tokenizer.encode, self._vocabulary, None, pairs)
         self.prior = Prior.load(self.directory)
-        self._blind = prepare(build_attack("prior-only"), Threat("W0", None, prior=self.prior))  # type: ignore[arg-type]
+        self._blind = prepare(build_attack("prior-only"), Threat("W0", build_channel("none"), prior=self.prior))
         self.scene = cache(self._scene)
         self.states = cache(self._states)
 
@@ -95,55 +90,40 @@ class Study:
 
     def observe(self, scene: Scene, victim: Victim, repeats: int = 1) -> Observation:
         """What the server holds of a prompt."""
-        number = int.from_bytes(victim.item.id.encode()[-6:], "big")
-        return scene.observe(victim.item.ids, [attacker_secret(-1 - victim.seed, number, i) for i in range(repeats)])
+        item, seed = victim
+        return scene.observe(item.ids, [victim_secret(seed, item.id, i) for i in range(repeats)])
 
-    def auxiliary(
-        self, scene: Scene, depth: int, repeats: int = 1, limit: int | None = None, seed: int = 0
-    ) -> Auxiliary:
+    def auxiliary(self, scene: Scene, depth: int, repeats: int = 1) -> Auxiliary:
         """The attacker's text through a scene's defence."""
-        return scene.auxiliary(self.ids[:limit], repeats, seed, self.states(depth)[:limit])
-
-    def read(self, reader: Reader, observations: Sequence[tuple[Victim, Observation]], label: str) -> list[Reading]:
-        """Attack prompts, with a progress bar."""
-        if isinstance(reader, ReadsMany):
-            started = time.perf_counter()
-            guesses = reader.read_many([observation for _, observation in observations])
-            each = (time.perf_counter() - started) / len(observations)
-            return [Reading(victim, guess, each) for (victim, _), guess in zip(observations, guesses, strict=True)]
-        readings = []
-        for victim, observation in track(observations, label, transient=True, console=Console(stderr=True)):
-            started = time.perf_counter()
-            guess = reader.read(observation)
-            readings.append(Reading(victim, guess, time.perf_counter() - started))
-        return readings
+        return scene.auxiliary(self.ids, repeats, hidden=self.states(depth))
 
     def attack(
         self,
         spec: str,
-        threat: Callable[[int], Threat],
+        threat: Threat,
         scene: Scene,
         label: str,
         victims: Sequence[Victim] | None = None,
+        repeats: int = 1,
     ) -> list[Reading]:
-        """Prepare an attack for every seed and read that seed's prompts."""
-        readings = []
+        """Prepare an attack and read prompts, with a progress bar; None reads them all."""
         chosen = self.victims if victims is None else victims
-        for seed in sorted({victim.seed for victim in chosen}):
-            reader = prepare(build_attack(spec), threat(seed))
-            mine = [victim for victim in chosen if victim.seed == seed]
-            readings += self.read(
-                reader, [(victim, self.observe(scene, victim)) for victim in mine], f"{label} seed {seed}"
-            )
-        return readings
+        reader = prepare(build_attack(spec), threat)
+        observations = [self.observe(scene, victim, repeats) for victim in chosen]
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label, total=1.0)
+            timed = read_all(reader, observations, lambda share: bar.update(task, completed=share))
+        return [Reading(victim, *one) for victim, one in zip(chosen, timed, strict=True)]
 
     def scores(self, readings: Sequence[Reading]) -> list[SampleScores]:
         """One per prompt."""
-        return [self._score(reading.victim.item, reading.guess.tokens.tolist()) for reading in readings]
+        return [scores_of(self.tokenizer, reading.victim.item, reading.guess.tokens.tolist()) for reading in readings]
 
     def blind(self, readings: Sequence[Reading]) -> list[SampleScores]:
         """What a language model that sees nothing scores on the same prompts."""
-        return [self._score(reading.victim.item, self.blind_tokens(reading.victim)) for reading in readings]
+        return [
+            scores_of(self.tokenizer, reading.victim.item, self.blind_tokens(reading.victim)) for reading in readings
+        ]
 
     def blind_tokens(self, victim: Victim) -> list[int]:
         """Of the same length as the prompt."""
@@ -151,8 +131,8 @@ class Study:
         tokens: list[int] = self._blind.read(Observation(torch.zeros(1, length, 1))).tokens.tolist()
         return tokens
 
-    def figures(self, label: str, readings: Sequence[Reading]) -> tuple[dict[str, Figure], dict[str, list[Any]]]:
-        """All figures that can be measured, under ``LABEL_METRIC``, and the raw token accuracies."""
+    def found(self, readings: Sequence[Reading]) -> dict[str, Figure]:
+        """All figures that can be measured, by metric."""
         scores = self.scores(readings)
         found = {name: figure for name, figure in summarise(scores).items() if isinstance(figure, Figure)}
         gained = advantages(scores, self.blind(readings))
@@ -164,8 +144,13 @@ class Study:
         tried = [reading.guess.effort["candidates"] for reading in readings if "candidates" in reading.guess.effort]
         if tried:
             found["vocabulary_explored"] = exact(sum(tried) / tokens / self._vocabulary, "fraction", tokens)
+        return found
+
+    def figures(self, label: str, readings: Sequence[Reading]) -> tuple[dict[str, Figure], dict[str, list[Any]]]:
+        """`found` under ``LABEL_METRIC``, and the raw token accuracies."""
+        scores = self.scores(readings)
         return (
-            {f"{label}_{name}": figure for name, figure in found.items()},
+            {f"{label}_{name}": figure for name, figure in self.found(readings).items()},
             {
                 f"{label}_token_accuracy": [s.token_accuracy for s in scores],
                 f"{label}_tokens": [s.tokens for s in scores],
@@ -190,7 +175,3 @@ class Study:
             "pairs": self.owned.pairs, "seeds": list(self.seeds), "metrics": list(METRICS),
             "threads": torch.get_num_threads(),
         }  # fmt: skip
-
-    def _score(self, item: Item, read: Sequence[int]) -> SampleScores:
-        special, decode = self.tokenizer.special_ids, self.tokenizer.decode
-        return score(item.ids, read, decode, special, item.entities, item.entities if item.canary else ())

@@ -28,6 +28,7 @@ PUBLISHED = {2: (0.588, 0.620), 4: (0.443, 0.498), 6: (0.448, 0.566), 8: (0.348,
 """Cunningham 2026, layers of the client → top-1 and top-5 on Mistral-7B-Instruct."""
 REPLICA_PAIRS = 1101
 """In all; four fifths are trained on."""
+TEXTS = "own questions in file order up to so many pairs, which are all medical; the paper has 16 texts of its own"
 
 
 @runtime_checkable
@@ -67,7 +68,7 @@ def cunningham(
     for depth in depths:
         _replica(study, depth, embedding, figures, samples)
         config = {
-            "model": model, "depths": depths, "seeds": list(study.seeds), "pairs": REPLICA_PAIRS, "texts": _texts.__doc__,
+            "model": model, "depths": depths, "seeds": list(study.seeds), "pairs": REPLICA_PAIRS, "texts": TEXTS,
             "published_top1_top5": {str(k): v for k, v in PUBLISHED.items()},
         }  # fmt: skip
         if write:
@@ -108,8 +109,7 @@ def _replica(
 
 
 def _texts(study: Study) -> Sequence[list[int]]:
-    """Our own medical, legal, finance and private questions in file order, up to 1,101 tokens, for the paper's 16 texts."""
-    return [study.tokenizer.encode(prompt.text) for prompt in questions()[:60]]
+    return [study.tokenizer.encode(prompt.text) for prompt in questions()]
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ import msgspec
 import torch
 from cyclopts import App
 
-from attacked import Reading, Study
-from cutlayer.attacks.attack import Attack, Observation, Threat, build_attack, prepare
+from attacked import Study
 from cutlayer.audit.scene import Scene
 from cutlayer.audit.utility import Item, Utility
 from cutlayer.corpora.tasks import completions, few_shot
@@ -51,7 +50,7 @@ SETTINGS = (
     Setting("gaussian_0.8_16_sessions", "gaussian:relative=0.8", 16),
     Setting("laplace_0.4", "laplace:relative=0.4"),
     Setting("dchi_0.4", "dchi:relative=0.4"),
-    *(Setting(f"topk_{k}", f"topk:keep={k}") for k in (0.1,)),
+    Setting("topk_0.1", "topk:keep=0.1"),
     Setting("dropout_0.5", "dropout:p=0.5"),
     *(Setting(f"int{b}", f"quantise:bits={b}") for b in (4, 2)),
     Setting("clip_0.5", "clip:relative=0.5"),
@@ -205,15 +204,15 @@ def _measure(
     figures[f"{label}_kl"] = exact(left.kl, "nats", left.tokens)
     figures[f"{label}_agreement"] = proportion(round(left.agreement * left.tokens), left.tokens)
     figures[f"{label}_task_accuracy"] = proportion(sum(right), len(right))
-    observed = [(victim, study.observe(scene, victim, setting.repeats)) for victim in study.victims]
     threat = scene.threat(study.auxiliary(scene, depth, setting.repeats), study.prior, repeats=setting.repeats)
     best: dict[str, Figure] = {}
     strongest = ""
     ran = {}
     for spec in _attacks(increase, best, gru_steps):
-        found, raw = _attack(study, spec, threat, observed, label)
+        readings = study.attack(spec, threat, scene, f"{label} {spec}", repeats=setting.repeats)
+        found = study.found(readings)
         ran[spec] = found["token_accuracy"].value
-        samples[f"{label}_{spec}"] = raw
+        samples[f"{label}_{spec}"] = [one.token_accuracy for one in study.scores(readings)]
         if not best or found["token_accuracy"].value > best["token_accuracy"].value:
             best.clear()
             best.update(found)
@@ -235,15 +234,6 @@ def _attacks(increase: float, best: dict[str, Figure], gru_steps: int) -> Iterat
         yield "map-beam:beams=4,proposals=64"
         if best["token_accuracy"].value < ENOUGH:
             yield f"gru:steps={gru_steps}"
-
-
-def _attack(
-    study: Study, spec: str, threat: Threat, observed: list[tuple[Any, Observation]], label: str
-) -> tuple[dict[str, Figure], list[Any]]:
-    attack: Attack = build_attack(spec)
-    readings: list[Reading] = study.read(prepare(attack, threat), observed, f"{label} {spec}")
-    found, raw = study.figures("x", readings)
-    return {name.removeprefix("x_"): figure for name, figure in found.items()}, raw["x_token_accuracy"]
 
 
 def draw(record: Record, path: Path) -> None:

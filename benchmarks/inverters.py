@@ -15,7 +15,7 @@ import torch
 from cyclopts import App
 
 from attacked import Study
-from cutlayer.attacks.attack import Auxiliary, build_attack, prepare
+from cutlayer.attacks.attack import Auxiliary
 from cutlayer.records.record import Figure, Record, new_record, proportion, write_record
 from report import RECORDS, command, finish
 
@@ -27,9 +27,9 @@ def inverters(
     *,
     model: str = "smollm2-135m",
     learned_depths: tuple[int, ...] = (2, 8),
-    mlp_depths: tuple[int, ...] = (),
-    revertlm_depths: tuple[int, ...] = (),
-    second_stage_depths: tuple[int, ...] = (),
+    mlp_depths: tuple[int, ...] = (2, 8),
+    revertlm_depths: tuple[int, ...] = (2, 4, 8, 15),
+    second_stage_depths: tuple[int, ...] = (2, 15),
     prompts: int = 102,
     seeds: int = 3,
     pairs: int = 200_000,
@@ -74,7 +74,7 @@ def inverters(
     figures: dict[str, Figure] = {}
     samples: dict[str, list[Any]] = {}
 
-    def _record() -> Record:
+    def record() -> Record:
         config = {
             **study.config(), "learned_depths": learned_depths, "mlp_depths": mlp_depths,
             "revertlm_depths": revertlm_depths,
@@ -86,18 +86,17 @@ def inverters(
     def keep() -> None:
         # After every part: a run takes most of an hour.
         if write:
-            write_record(_record(), RECORDS)
+            write_record(record(), RECORDS)
 
     def add(label: str, spec: str, depth: int, auxiliary: Auxiliary) -> None:
         scene = study.scene(depth)
-        reader = prepare(build_attack(spec), scene.threat(auxiliary, study.prior))
-        observed = [(victim, study.observe(scene, victim)) for victim in study.victims]
-        found, raw = study.figures(f"k{depth}_{label}", study.read(reader, observed, label))
+        readings = study.attack(spec, scene.threat(auxiliary, study.prior), scene, label)
+        found, raw = study.figures(f"k{depth}_{label}", readings)
         figures.update(found)
         samples.update(raw)
         sys.stderr.write(f"k{depth} {label}: {found[f'k{depth}_{label}_token_accuracy'].value:.4f}\n")
 
-    for depth in sorted({*learned_depths, *revertlm_depths, *scaled_depths}):
+    for depth in sorted({*learned_depths, *mlp_depths, *revertlm_depths, *second_stage_depths, *scaled_depths}):
         auxiliary = Auxiliary(study.ids, study.states(depth))
         add("nearest", "nearest", depth, auxiliary)
         add("ridge", "ridge", depth, auxiliary)
@@ -109,7 +108,7 @@ def inverters(
         if depth in revertlm_depths:
             add("revertlm_1", "revertlm:stage=1", depth, auxiliary)
         if depth in second_stage_depths:
-            add("revertlm_2", "revertlm:stage=2,sequences=120", depth, auxiliary)
+            add("revertlm_2", "revertlm:stage=2", depth, auxiliary)
         if depth in scaled_depths:
             for count, epochs in zip(scaled, scaled_epochs, strict=True):
                 few = -(-count // study.ids.shape[1])
@@ -119,7 +118,7 @@ def inverters(
                 figures[f"k{depth}_cunningham_{count}_type_coverage"] = proportion(int(sum(covered)), len(covered))
         study.states.cache_clear()
         keep()
-    finish(_record(), write=False)
+    finish(record(), write=False)
 
 
 def _truth(study: Study) -> torch.Tensor:

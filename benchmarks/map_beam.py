@@ -10,7 +10,6 @@ from typing import Any
 from cyclopts import App
 
 from attacked import Study
-from cutlayer.attacks.attack import build_attack, prepare
 from cutlayer.audit.utility import Utility
 from cutlayer.records.record import Figure, exact, new_record
 from report import command, finish
@@ -31,7 +30,7 @@ def map_beam(
     model: str = "smollm2-135m",
     depth: int = 2,
     defence: str = "gaussian:relative=0.8",
-    prompts: int = 15,
+    prompts: int = 102,
     seeds: int = 3,
     pairs: int = 60_000,
     write: bool = True,
@@ -58,11 +57,10 @@ def map_beam(
     study = Study(model, prompts, seeds, pairs)
     scene = study.scene(depth).under(defence)
     threat = scene.threat(study.auxiliary(scene, depth), study.prior)
-    observed = [(victim, study.observe(scene, victim)) for victim in study.victims]
     figures: dict[str, Figure] = {}
     samples: dict[str, list[Any]] = {}
     for name, spec in ATTACKS.items():
-        found, raw = study.figures(name, study.read(prepare(build_attack(spec), threat), observed, name))
+        found, raw = study.figures(name, study.attack(spec, threat, scene, name))
         figures |= found
         samples |= raw
     for rival in ("search", "search_wide"):

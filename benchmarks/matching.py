@@ -11,7 +11,6 @@ from typing import Any
 from cyclopts import App
 
 from attacked import Study
-from cutlayer.attacks.attack import build_attack, prepare
 from cutlayer.records.record import Figure, new_record
 from report import command, finish
 
@@ -26,7 +25,7 @@ def matching(
     model: str = "smollm2-135m",
     settings: tuple[str, ...] = ("1 none", "2 none", "4 none", "8 none", "4 gaussian:relative=0.05", "4 topk:keep=0.5"),
     attacks: tuple[str, ...] = ("actinv:calibrate=false", "actinv"),
-    prompts: int = 12,
+    prompts: int = 102,
     seeds: int = 3,
     pairs: int = 30_000,
     write: bool = True,
@@ -57,10 +56,9 @@ def matching(
         depth, _, defence = setting.partition(" ")
         scene = study.scene(int(depth)).under(defence)
         threat = scene.threat(study.auxiliary(scene, int(depth)), study.prior)
-        observed = [(victim, study.observe(scene, victim)) for victim in study.victims]
         for spec in attacks:
             label = f"k{depth}_{defence.partition(':')[0]}_{spec.replace(':', '_').replace('=', '_')}"
-            found, raw = study.figures(label, study.read(prepare(build_attack(spec), threat), observed, label))
+            found, raw = study.figures(label, study.attack(spec, threat, scene, label))
             figures |= found
             samples |= raw
             sys.stderr.write(f"{label}: {found[f'{label}_token_accuracy'].value:.4f}\n")

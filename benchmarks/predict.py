@@ -13,25 +13,19 @@ import torch
 from cyclopts import App
 
 from attacked import Study
-from cutlayer.attacks.attack import Auxiliary, build_attack, prepare
+from cutlayer.attacks.attack import Auxiliary
 from cutlayer.audit.depths import layer_outputs
 from cutlayer.audit.metrics.rank import spearman
+from cutlayer.audit.paf import STEPS
 from cutlayer.records.record import Figure, new_record, read_record
 from report import RECORDS, command, finish
 
 app = App(help=__doc__)
 
 READINGS = (
-    "paf_rms",
-    "paf_max",
-    "paf_lam",
-    "paf_bp",
-    "paf_k50",
-    "paf_k100",
-    "paf_k300",
-    "paf_k1000",
-    "rpaf_rms",
-    "rpaf_lam",
+    *("paf_rms", "paf_max", "paf_lam", "paf_bp"),
+    *(f"paf_k{steps}" for steps in STEPS),
+    *("rpaf_rms", "rpaf_lam"),
 )
 ATTACKS = {"nearest": "nearest", "ridge": "ridge", "actinv_0": "actinv:calibrate=false,init=mean,steps=40"}
 BATCH = 32
@@ -89,9 +83,8 @@ def predict(
             if name == "actinv_0" and depth not in matched_depths:
                 continue
             victims = study.victims[:matched_prompts] if name == "actinv_0" else study.victims
-            observed = [(victim, study.observe(scene, victim)) for victim in victims]
             label = f"k{depth}_{name}"
-            found, raw = study.figures(label, study.read(prepare(build_attack(spec), threat), observed, label))
+            found, raw = study.figures(label, study.attack(spec, threat, scene, label, victims))
             figures |= {key: value for key, value in found.items() if key.endswith("token_accuracy")}
             samples |= raw
             success[name][depth] = found[f"{label}_token_accuracy"].value

@@ -24,12 +24,13 @@ import torch
 from cyclopts import App
 from rich.progress import track
 
-from cutlayer.attacks.attack import Auxiliary, Guess, Observation, Reader, Threat, build_attack, prepare
+from cutlayer.attacks.attack import Auxiliary, Guess, Observation, Threat, build_attack, prepare
 from cutlayer.attacks.prior import Prior
 from cutlayer.audit.material import Item, attackers, victims
 from cutlayer.audit.metrics.documents import over_documents
 from cutlayer.audit.metrics.positional import token_accuracy
 from cutlayer.audit.pripert_calibration import calibrate_directions
+from cutlayer.audit.reading import read_all
 from cutlayer.audit.scene import Scene, attacker_secret
 from cutlayer.audit.utility import Utility
 from cutlayer.audit.utility_figures import utility_outcome
@@ -73,13 +74,6 @@ class Row(NamedTuple):
     beta: float
     gaussian: str
     """Noise of the same length."""
-
-
-@runtime_checkable
-class Many(Protocol):
-    """Reads several prompts at once."""
-
-    def read_many(self, observations: Sequence[Observation]) -> list[Guess]: ...
 
 
 @runtime_checkable
@@ -307,13 +301,7 @@ def _attacked(
             swept = [reader.sweep(observation) for observation in observations]
             yield from ((f"actinv_{stop}", [guesses[stop] for guesses in swept]) for stop in swept[0])
         else:
-            yield name, _read(reader, observations)
-
-
-def _read(reader: Reader, observations: Sequence[Observation]) -> list[Guess]:
-    if isinstance(reader, Many):
-        return reader.read_many(observations)
-    return [reader.read(observation) for observation in observations]
+            yield name, [one.guess for one in read_all(reader, observations)]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from typing import Any
 from cyclopts import App
 
 from attacked import Study
-from cutlayer.attacks.attack import Threat
 from cutlayer.errors import InputError
 from cutlayer.records.record import Figure, new_record, write_record
 from report import RECORDS, command, finish
@@ -63,11 +62,7 @@ def search(
     for depth in depths:
         for codec in codecs:
             scene = study.scene(depth).under("none", codec)
-            auxiliary = study.auxiliary(study.scene(depth), depth)
-
-            def threat(seed: int) -> Threat:
-                return scene.threat(auxiliary, study.prior, seed=seed)  # noqa: B023 - used within this round
-
+            threat = scene.threat(study.auxiliary(study.scene(depth), depth), study.prior)
             victims = study.victims if codec == "fp32" and depth <= deep else study.spread(few)
             label = f"k{depth}_{codec}"
             found, raw = study.figures(label, study.attack("search", threat, scene, label, victims))

@@ -11,11 +11,10 @@ Notation: S sequences, T positions, D hidden size, N sessions.
 
 from __future__ import annotations
 
-import hashlib
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import torch
@@ -25,9 +24,10 @@ from cutlayer.attacks.attack import build_attack, prepare
 from cutlayer.attacks.prior import Prior
 from cutlayer.audit.cell_record import PREFIX, CellConfig
 from cutlayer.audit.knowledge import ThreatModel
+from cutlayer.audit.reading import read_all
 from cutlayer.audit.report.words import percent
 from cutlayer.audit.request import Event, Job
-from cutlayer.audit.scene import Scene
+from cutlayer.audit.scene import Scene, victim_secret
 from cutlayer.audit.scoring import Outcome, Scoring
 from cutlayer.audit.shelf import Shelf
 from cutlayer.audit.utility import Utility
@@ -37,27 +37,17 @@ from cutlayer.models.locate import locate
 from cutlayer.models.parts import load_client
 from cutlayer.records.record import new_record
 from cutlayer.text.tokenizer import Tokenizer
-from cutlayer.types import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cutlayer.attacks.attack import Auxiliary, Guess, Observation, Reader
+    from cutlayer.attacks.attack import Auxiliary, Observation
     from cutlayer.audit.cell_record import Status
     from cutlayer.audit.grid import Cell
 
-_TOGETHER: Final = 16
-"""Prompts handed to an attack that can read several at a time."""
 _SEQUENCES: Final = 32
 """The attacker's sequences in one forward."""
 _NOTHING: Final = Outcome({}, {})
-
-
-@runtime_checkable
-class _ReadsMany(Protocol):
-    def read_many(self, observations: list[Observation]) -> list[Guess]:
-        """Guesses of several prompts."""
-        ...
 
 
 class _Share(NamedTuple):
@@ -95,7 +85,7 @@ class _Setting:
         if seed not in self._observed:
             repeats = self._job.request.repeats
             self._observed[seed] = [
-                self.scene.observe(item.ids, [_session(seed, item.id, i) for i in range(repeats)])
+                self.scene.observe(item.ids, [victim_secret(seed, item.id, i) for i in range(repeats)])
                 for item in self._job.items
             ]
         return self._observed[seed]
@@ -172,7 +162,7 @@ class CutRun:
             threat = threat_model.threat(scene, owned, prior, request.repeats, seed, request.device)
             torch.manual_seed(seed)
             reader = prepare(build_attack(cell.attack), threat, progress.preparing)
-            guesses = _read(reader, setting.observations(seed), progress.reading)
+            guesses = read_all(reader, setting.observations(seed), progress.reading)
             for item, (guess, seconds) in zip(self._job.items, guesses, strict=True):
                 scoring.add(item, seed, guess, seconds, self._job.baseline[len(item.ids)])
         return scoring
@@ -258,24 +248,3 @@ class CutRun:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(frame.filename).name}:{frame.lineno}"
         return f"{type(error).__name__} in {where} (its message may quote prompts; --keep-texts shows it)"
-
-
-def _read(
-    reader: Reader, observations: list[Observation], progress: Callable[[float], None]
-) -> list[tuple[Guess, float]]:
-    """Guesses and the seconds each took."""
-    together = _TOGETHER if isinstance(reader, _ReadsMany) else 1
-    timed: list[tuple[Guess, float]] = []
-    for start in range(0, len(observations), together):
-        batch = observations[start : start + together]
-        began = time.perf_counter()
-        guesses = reader.read_many(batch) if isinstance(reader, _ReadsMany) else [reader.read(batch[0])]
-        each = (time.perf_counter() - began) / len(batch)
-        timed += [(guess, each) for guess in guesses]
-        progress(len(timed) / len(observations))
-    return timed
-
-
-def _session(seed: int, prompt: str, session: int) -> Secret:
-    """Secret of a victim's session. It repeats, as a measurement should; nothing leaves this process under it."""
-    return Secret(hashlib.blake2b(f"victim\0{seed}\0{prompt}\0{session}".encode(), digest_size=32).digest())

@@ -11,6 +11,7 @@ Notation: N sessions, T positions, D hidden size, S sequences.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from typing import TYPE_CHECKING, Final
 
@@ -183,3 +184,14 @@ class Scene:
 def attacker_secret(seed: int, sequence: int, session: int) -> Secret:
     """A session secret of the attacker's own; reproducible, because nothing of the attacker's is to be protected."""
     return Secret(f"attacker {seed} {sequence} {session}".encode().ljust(32, b"."))
+
+
+def victim_secret(seed: int, prompt: str, session: int) -> Secret:
+    """Secret of a measured session. It repeats, as a measurement should; nothing leaves this process under it.
+
+    Args:
+        seed: of the pass.
+        prompt: id of the prompt.
+        session: number among those the prompt is sent in.
+    """
+    return Secret(hashlib.blake2b(f"victim\0{seed}\0{prompt}\0{session}".encode(), digest_size=32).digest())

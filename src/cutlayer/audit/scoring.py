@@ -70,6 +70,12 @@ def check_packages() -> None:
         raise InputError(f"scoring needs the package {error.name}; run: pip install 'cutlayer[audit]'") from None
 
 
+def scores_of(tokenizer: Tokenizer, item: Item, read: Sequence[int]) -> SampleScores:
+    """All metrics of one guess at a prompt."""
+    secrets = item.entities if item.canary else ()
+    return score(item.ids, read, tokenizer.decode, tokenizer.special_ids, item.entities, secrets)
+
+
 class Scoring:
     """Scores of one cell, gathered prompt by prompt.
 
@@ -100,7 +106,15 @@ class Scoring:
         texts = (self._tokenizer.decode(item.ids), self._tokenizer.decode(read)) if self._keep_texts else ("", "")
         effort = {name: float(value) for name, value in guess.effort.items() if math.isfinite(value)}
         self._rows.append(
-            _Row(item.id, seed, self._scores(item, read), self._scores(item, baseline), seconds, effort, texts)
+            _Row(
+                item.id,
+                seed,
+                scores_of(self._tokenizer, item, read),
+                scores_of(self._tokenizer, item, baseline),
+                seconds,
+                effort,
+                texts,
+            )
         )
 
     def outcome(self) -> Outcome:
@@ -134,10 +148,6 @@ class Scoring:
             columns["truth"] = [row.texts[0] for row in rows]
             columns["guess"] = [row.texts[1] for row in rows]
         return columns
-
-    def _scores(self, item: Item, read: Sequence[int]) -> SampleScores:
-        special, decode = self._tokenizer.special_ids, self._tokenizer.decode
-        return score(item.ids, read, decode, special, item.entities, item.entities if item.canary else ())
 
     def _by_prompt(self, which: str) -> list[SampleScores]:
         grouped: dict[str, list[SampleScores]] = {}
