@@ -11,6 +11,7 @@
     + DownloadError              the registry could not be reached or answered badly
     + IntegrityError             a file is not the one that was pinned
     + WeightsError               a checkpoint lacks tensors or holds unreadable ones
+  x CacheFullError               no room for more positions on this server               (exit code 1)
   x WireError                    between client and server                               (exit code 1)
     + FrameError                 bytes that are no frame of ours
     + ProtocolError              a frame that has no place here and now
@@ -75,6 +76,19 @@ class IntegrityError(StoreError):
 
 class WeightsError(StoreError):
     """A checkpoint is incomplete or unreadable."""
+
+
+class CacheFullError(CutlayerError):
+    """No room for more positions.
+
+    Args:
+        message: for people.
+        own: whether it is the asking owner's own limit, so that making room elsewhere would not help.
+    """
+
+    def __init__(self, message: str, *, own: bool = False) -> None:
+        super().__init__(message)
+        self.own = own
 
 
 class WireError(CutlayerError):

@@ -50,7 +50,7 @@ def service(tiny: Callable[[str], Path]) -> Iterator[Service]:
 
 @pytest.fixture
 def server(service: Service) -> LocalServer:
-    service.table._sessions.clear()
+    service.table.clear()
     return service.local
 
 
@@ -150,7 +150,7 @@ def test_outputs_agree_when_the_server_forgets_its_sessions(server: LocalServer,
     disturbed = []
     for act in acts:
         if chance.random() < 0.4:
-            server.service.table._sessions.clear()
+            server.service.table.clear()
         disturbed += play(remote, [act])
     assert remote.traffic.resumes > 3
     assert all((a - b).abs().max() < TOLERANCE for a, b in zip(undisturbed, disturbed, strict=True))
@@ -350,12 +350,14 @@ def test_abort_ends_the_waiting_of_another_thread_for_good(
 def test_closing_frees_the_servers_memory(server: LocalServer) -> None:
     remote = opened(server)
     play(remote, [(0, [hidden(4, 1)])])
-    assert server.service.table.cache_bytes() > 0
+    engine = server.service.engine
+    assert engine.cache_bytes() > 0
     remote.close()
     deadline = time.monotonic() + 10
-    while len(server.service.table) and time.monotonic() < deadline:
+    while engine.cache_bytes() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert server.service.table.cache_bytes() == 0
+    assert len(server.service.table) == 0
+    assert engine.cache_bytes() == 0
 
 
 def test_a_conversation_goes_on_after_an_answer_was_stopped(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,11 @@ def serve(
     max_sessions_per_client: int = 0,
     max_positions: int = 8192,
     max_step_positions: int = 512,
+    cache_positions: int = 65_536,
+    max_cache_per_client: int = 0,
+    max_rate: float = 0.0,
     idle: float = 600.0,
+    drain: float = 30.0,
     ready_file: Path | None = None,
 ) -> int:
     """Run layers [A, B) of a model for clients that keep the rest.
@@ -49,17 +54,25 @@ def serve(
         Directory with ca.pem, server.pem and server.key (see `cutlayer keys create`). Clients need a certificate of
         the same CA, unless a token is given.
     token
-        File with a bearer token clients must present.
+        File with a bearer token clients must present, or with a line NAME TOKEN for each client.
     max_sessions
         Open sessions at a time.
     max_sessions_per_client
-        Of those, how many one client certificate may have; 0 sets no limit. (Clients with a token count as one.)
+        Of those, how many one client may have; 0 sets no limit. A client is a certificate or a named token.
     max_positions
         Tokens per session.
     max_step_positions
         Positions per message.
+    cache_positions
+        Tokens all sessions together may hold; bounds the cache's memory.
+    max_cache_per_client
+        Of those, how many one client may hold; 0 sets no limit.
+    max_rate
+        Tokens per second one client may send in the long run; 0 sets no limit. Who sends more has to wait.
     idle
         Seconds after which an unused session is dropped.
+    drain
+        Seconds that answers in progress get to finish when the server is told to stop. A second signal ends at once.
     ready_file
         Written with the URL once connections are accepted; for scripts.
     """
@@ -78,19 +91,28 @@ def serve(
     from cutlayer.server.listen import listen as run
     from cutlayer.server.logs import log_json
     from cutlayer.server.sessions import Limits
-    from cutlayer.wire.tls import listen_policy, read_token_file, server_context
+    from cutlayer.wire.tls import listen_policy, read_token_book, server_context
 
     listen_policy(host, tls=keys is not None, authenticated=keys is not None or token is not None)
-    secret = read_token_file(token) if token else None
-    context = server_context(keys, require_client_certificate=secret is None) if keys else None
+    tokens = read_token_book(token) if token else None
+    context = server_context(keys, require_client_certificate=tokens is None) if keys else None
     if not idle >= _SHORTEST_IDLE_S:
         raise InputError(f"--idle must be at least {_SHORTEST_IDLE_S:g} s, not {idle:g}")
-    if max_sessions_per_client < 0:
-        raise InputError(f"--max-sessions-per-client must not be negative, like {max_sessions_per_client}")
+    for name, value in (
+        ("max-sessions-per-client", max_sessions_per_client),
+        ("max-cache-per-client", max_cache_per_client),
+        ("max-rate", max_rate),
+        ("drain", drain),
+    ):
+        if not 0 <= value < math.inf:
+            raise InputError(f"--{name} must be a number of 0 or more, not {value:g}")
     limits = Limits(
         sessions=_at_least_one("max-sessions", max_sessions),
         sessions_per_owner=max_sessions_per_client,
         positions=_at_least_one("max-positions", max_positions),
+        cache_positions=_at_least_one("cache-positions", cache_positions),
+        cache_positions_per_owner=max_cache_per_client,
+        positions_per_s=max_rate,
         step_positions=min(_at_least_one("max-step-positions", max_step_positions), 4096),
         idle_s=idle,
     )
@@ -104,7 +126,7 @@ def serve(
             ready_file.write_text(f"{scheme}://{host}:{bound}\n", encoding="utf-8")
 
     try:
-        asyncio.run(run(service, host, port, tls=context, token=secret, ready=ready))
+        asyncio.run(run(service, host, port, tls=context, tokens=tokens, drain_s=drain, ready=ready))
     except OSError as error:
         raise InputError(f"cannot listen on {listen}: {error.strerror or error}") from error
     return 0

@@ -39,7 +39,7 @@ def build_service(
     config = read_config(directory)
     span = Cut.parse(cut, config.num_hidden_layers)
     longest = getattr(config, "max_position_embeddings", None) or limits.positions
-    limits = msgspec.structs.replace(limits, positions=min(limits.positions, longest))
+    limits = msgspec.structs.replace(limits, positions=min(limits.positions, longest, limits.cache_positions))
     body = load_body(directory, span, getattr(torch, dtype), device)
     info = frames.InfoReply(
         protocol=frames.PROTOCOL,
@@ -56,7 +56,8 @@ def build_service(
         opened=_listed(body.opened),
         opened_count=len(body.opened),
     )
-    return Service(Engine(body), SessionTable(body, config.hidden_size, limits), info)
+    engine = Engine(body, limits.cache_positions, limits.cache_positions_per_owner)
+    return Service(engine, SessionTable(engine, config.hidden_size, limits), info)
 
 
 def _listed(names: tuple[str, ...]) -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import ssl
+import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +16,7 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from cutlayer.server.flow import PacedConnection
 from cutlayer.wire import frames
-from cutlayer.wire.tls import listen_policy, token_matches
+from cutlayer.wire.tls import TokenBook, listen_policy
 from cutlayer.wire.websocket import KEEPALIVE_S, WebSocketAcceptor
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from websockets.http11 import Request, Response
 
     from cutlayer.server.service import Service
-    from cutlayer.types import Secret
 
 log: Final = structlog.get_logger("cutlayer.server")
 
@@ -32,6 +33,8 @@ _BUFFERED_MESSAGES: Final = 2
 _CONNECTIONS_PER_SESSION: Final = 2
 """The one that is used, and one that resumes before the server has noticed that the old one is dead."""
 _WIDEST_VALUE_BYTES: Final = 4
+_QUIET_S: Final = 2.0
+"""A session without a step for so long is between two answers."""
 _EXPIRY_CHECKS_PER_IDLE_TIME: Final = 4
 
 
@@ -41,17 +44,19 @@ async def listen(
     port: int,
     *,
     tls: ssl.SSLContext | None = None,
-    token: Secret | None = None,
+    tokens: TokenBook | None = None,
+    drain_s: float = 0.0,
     ready: Callable[[int], None] | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM.
+    """Serve until SIGINT or SIGTERM, then let answers in progress finish; a second signal ends at once.
 
     Args:
         service: what to serve.
         host: address to listen on.
         port: 0 picks a free one.
         tls: without it, only loopback is allowed.
-        token: bearer token every client must present.
+        tokens: of which every client must present one.
+        drain_s: how long answers in progress may take to finish.
         ready: called with the port once connections are accepted.
 
     Raises:
@@ -59,11 +64,15 @@ async def listen(
         OSError: the address cannot be bound.
     """
     mutual = tls is not None and tls.verify_mode is ssl.CERT_REQUIRED
-    listen_policy(host, tls=tls is not None, authenticated=mutual or token is not None)
-    stopping = asyncio.Event()
+    listen_policy(host, tls=tls is not None, authenticated=mutual or tokens is not None)
+    stopping, stopped = asyncio.Event(), asyncio.Event()
+
+    def stop() -> None:
+        (stopped if stopping.is_set() else stopping).set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, stop)
 
     connected = 0
     limits = service.table.limits
@@ -72,20 +81,21 @@ async def listen(
         nonlocal connected
         connected += 1
         try:
-            await service.serve(WebSocketAcceptor(connection, _identity(connection, token)))
+            await service.serve(WebSocketAcceptor(connection, _identity(connection, tokens)))
         finally:
             connected -= 1
 
     def gate(connection: ServerConnection, request: Request) -> Response | None:
         if request.path == "/health":
             body = {
-                "status": "ok",
+                "status": "draining" if service.draining else "ok",
                 "sessions": len(service.table),
                 "model": service.info.model,
                 "cut": str(service.info.cut),
             }
-            return connection.respond(HTTPStatus.OK, json.dumps(body) + "\n")
-        if token is not None and not token_matches(token, request.headers.get("Authorization")):
+            status = HTTPStatus.SERVICE_UNAVAILABLE if service.draining else HTTPStatus.OK
+            return connection.respond(status, json.dumps(body) + "\n")
+        if tokens is not None and tokens.identify(request.headers.get("Authorization")) is None:
             log.warning("unauthorised", peer=_address(connection))
             return connection.respond(HTTPStatus.UNAUTHORIZED, "a bearer token is required\n")
         if connected >= _CONNECTIONS_PER_SESSION * limits.sessions:
@@ -111,14 +121,24 @@ async def listen(
         ping_timeout=KEEPALIVE_S,
     ) as server:
         bound = next(iter(server.sockets)).getsockname()[1]
-        log.info("listening", host=host, port=bound, tls=tls is not None, mutual_tls=mutual, token=token is not None)
+        log.info("listening", host=host, port=bound, tls=tls is not None, mutual_tls=mutual, tokens=len(tokens or ()))
         expiry = asyncio.create_task(_expire(service, limits.idle_s))
         if ready is not None:
             ready(bound)
         await stopping.wait()
+        service.draining = True
         log.info("stopping", sessions=len(service.table))
+        await _drain(service, drain_s, stopped)
         expiry.cancel()
     service.engine.close()
+
+
+async def _drain(service: Service, drain_s: float, stopped: asyncio.Event) -> None:
+    """Wait until no session has made a step for a while."""
+    deadline = time.monotonic() + drain_s
+    while service.table.busy(_QUIET_S) and time.monotonic() < deadline and not stopped.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopped.wait(), _QUIET_S / 10)
 
 
 async def _expire(service: Service, idle_s: float) -> None:
@@ -129,15 +149,17 @@ async def _expire(service: Service, idle_s: float) -> None:
             log.info("sessions_expired", count=dropped, sessions=len(service.table))
 
 
-def _identity(connection: ServerConnection, token: Secret | None) -> str:
-    """Who a client proved to be. Only that identity may resume its sessions."""
+def _identity(connection: ServerConnection, tokens: TokenBook | None) -> str:
+    """Who a client proved to be. Only that identity may resume its sessions, and quotas are by identity."""
     channel = connection.transport.get_extra_info("ssl_object")
     certificate = channel.getpeercert() if channel is not None else None
     if certificate:
         # The serial too: a reissued certificate of the same name is another key.
         subject = dict(pair for group in certificate.get("subject", ()) for pair in group)
         return f"{subject.get('commonName', '')}#{certificate.get('serialNumber', '')}"
-    return "token" if token is not None else "loopback"
+    if tokens is not None and connection.request is not None:
+        return f"token:{tokens.identify(connection.request.headers.get('Authorization'))}"
+    return "loopback"
 
 
 def _address(connection: ServerConnection) -> str:

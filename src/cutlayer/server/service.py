@@ -11,13 +11,24 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import structlog
 
-from cutlayer.errors import ConnectionLostError, FrameError, NonFiniteError, RefusedError, RemoteCode, UnknownNameError
+from cutlayer.errors import (
+    CacheFullError,
+    ConnectionLostError,
+    FrameError,
+    NonFiniteError,
+    RefusedError,
+    RemoteCode,
+    UnknownNameError,
+)
+from cutlayer.server.rate import Rates
 from cutlayer.wire import frames
 from cutlayer.wire.codecs import CODECS
 from cutlayer.wire.server_session import refusal
 
 if TYPE_CHECKING:
-    from cutlayer.server.engine import Engine
+    import torch
+
+    from cutlayer.server.engine import Computed, Runner
     from cutlayer.server.sessions import HeldSession, SessionTable
     from cutlayer.wire.frames import Header, InfoReply
     from cutlayer.wire.transport import Acceptor
@@ -36,10 +47,13 @@ class Service:
         info: what INFO answers; its time is set on each answer.
     """
 
-    def __init__(self, engine: Engine, table: SessionTable, info: InfoReply) -> None:
+    def __init__(self, engine: Runner, table: SessionTable, info: InfoReply) -> None:
         self.engine = engine
         self.table = table
         self.info = info
+        self.rates = Rates(table.limits.positions_per_s)
+        self.draining = False
+        """Set to open no more sessions; those there are go on."""
 
     async def serve(self, acceptor: Acceptor) -> None:
         """Answer one connection until it ends."""
@@ -50,6 +64,7 @@ class Service:
         except ConnectionLostError:
             pass
         finally:
+            connection.detach()
             await acceptor.close()
 
 
@@ -95,8 +110,15 @@ class _Connection:
                     RemoteCode.BAD_FRAME, f"a {type(header).__name__} frame comes from servers only", fatal=True
                 )
 
+    def detach(self) -> None:
+        """The connection has ended; its session waits for a resume, if nobody resumed it yet."""
+        if self._held is not None and self._held.wire.epoch == self._epoch:
+            self._held.attached = False
+
     def _open(self, asked: frames.Open) -> bytes:
         self._refuse_second()
+        if self._service.draining:
+            raise RefusedError(RemoteCode.SHUTTING_DOWN, "this server is about to stop and opens no more sessions")
         info = self._service.info
         if asked.protocol != frames.PROTOCOL:
             raise RefusedError(RemoteCode.BAD_FRAME, f"protocol {asked.protocol} asked for, {frames.PROTOCOL} spoken")
@@ -144,7 +166,8 @@ class _Connection:
                 raise RefusedError(RemoteCode.NON_FINITE, str(error)) from None
             wanted = not step.flags & frames.NO_REPLY
             try:
-                output, microseconds = await self._service.engine.run(hidden, step.base, held.cache)
+                await self._service.rates.pass_through(held.wire.owner, step.count)
+                output, microseconds = await self._run(hidden, step.base, held)
                 returned = held.wire.codec.encode(output) if wanted else b""
             except BaseException as error:
                 # The cache is left alone: a cancelled step may still be running in the engine's thread, and what the cache
@@ -152,6 +175,8 @@ class _Connection:
                 held.wire.forget_from(step.base)
                 if isinstance(error, NonFiniteError):
                     raise RefusedError(RemoteCode.NON_FINITE, f"the model's output: {error}") from None
+                if isinstance(error, CacheFullError):
+                    raise RefusedError(RemoteCode.LIMIT, str(error)) from None
                 raise
             held.wire.commit(step, payload)
             held.used = time.monotonic()
@@ -159,12 +184,22 @@ class _Connection:
             frames.Result(step.sequence, step.base, step.count, min(microseconds, _LONGEST_US)), returned
         )
 
+    async def _run(self, hidden: torch.Tensor, base: int, held: HeldSession) -> Computed:
+        service = self._service
+        while True:
+            try:
+                return await service.engine.run(hidden, base, held.cache)
+            except CacheFullError as error:
+                if error.own or not service.table.evict():
+                    raise
+
     def _refuse_second(self) -> None:
         if self._held is not None and self._service.table.holds(self._held):
             raise RefusedError(RemoteCode.BAD_STEP, "this connection has a session; close it first")
 
     def _attach(self, held: HeldSession) -> None:
         self._held, self._epoch = held, held.wire.epoch
+        held.attached = True
         held.used = time.monotonic()
 
     def _session(self) -> HeldSession:

@@ -13,13 +13,22 @@ from typing import TYPE_CHECKING
 from cutlayer.errors import InputError
 from cutlayer.wire.pem import check_pair, check_validity, read_certificates, read_key
 from cutlayer.wire.policy import listen_policy, url_policy
-from cutlayer.wire.token import read_token_file, token_matches
+from cutlayer.wire.token import TokenBook, read_token_book, read_token_file, token_matches
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 # One door for what decides who may talk to whom.
-__all__ = ["client_context", "listen_policy", "read_token_file", "server_context", "token_matches", "url_policy"]
+__all__ = [
+    "TokenBook",
+    "client_context",
+    "listen_policy",
+    "read_token_book",
+    "read_token_file",
+    "server_context",
+    "token_matches",
+    "url_policy",
+]
 
 
 def server_context(directory: Path, require_client_certificate: bool = True) -> ssl.SSLContext:
