@@ -19,6 +19,7 @@ MODULES = [
     "cutlayer.audit.metrics.bag",
     "cutlayer.audit.metrics.content",
     "cutlayer.audit.metrics.entities",
+    "cutlayer.gateway.settings",
 ]
 
 

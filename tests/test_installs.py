@@ -12,7 +12,7 @@ import cutlayer
 _CLIENT = ("gguf", "jinja2")
 _SERVER = ("structlog",)
 _AUDIT = ("faker", "matplotlib", "rapidfuzz", "rouge_score", "sacrebleu")
-_GATEWAY = ("starlette", "uvicorn", "sse_starlette")
+_GATEWAY = ("starlette", "uvicorn", "sse_starlette", "prometheus_client", "llguidance")
 
 # package → what its install leaves out of the extras (tokenizers comes with transformers whether wanted or not)
 LEAVES_OUT = {
@@ -27,7 +27,7 @@ LEAVES_OUT = {
     "corpora": (*_CLIENT, *_SERVER, *_AUDIT, *_GATEWAY),
     "attacks": (*_SERVER, *_AUDIT, *_GATEWAY),
     "audit": (*_SERVER, *_GATEWAY),
-    "gateway": _SERVER,
+    "gateway": (),
     "cli": (*_CLIENT, *_SERVER, *_AUDIT, *_GATEWAY),
 }
 

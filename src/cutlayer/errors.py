@@ -12,6 +12,7 @@
     + IntegrityError             a file is not the one that was pinned
     + WeightsError               a checkpoint lacks tensors or holds unreadable ones
   x CacheFullError               no room for more positions on this server               (exit code 1)
+  x SessionLostError             a session's cache is gone; its client can replay it        (exit code 1)
   x WireError                    between client and server                               (exit code 1)
     + FrameError                 bytes that are no frame of ours
     + ProtocolError              a frame that has no place here and now
@@ -89,6 +90,10 @@ class CacheFullError(CutlayerError):
     def __init__(self, message: str, *, own: bool = False) -> None:
         super().__init__(message)
         self.own = own
+
+
+class SessionLostError(CutlayerError):
+    """What held a session's cache is gone. Its client kept what it takes to build it anew elsewhere."""
 
 
 class WireError(CutlayerError):

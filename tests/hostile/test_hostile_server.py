@@ -303,7 +303,7 @@ def connected(info: frames.InfoReply, **options: Any) -> Client:
 )  # fmt: skip
 def test_no_name_leads_to_a_path_or_a_download(home: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cutlayer.models.hub.from_hub", _never)
-    monkeypatch.setattr("cutlayer.client.connect.locate", _never)
+    monkeypatch.setattr("cutlayer.client.trusted.locate", _never)
     with pytest.raises(ModelNotFoundError, match="was not pulled here"):
         connected(msgspec.structs.replace(INFO, model=name))
 

@@ -24,6 +24,8 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "generate": ("cutlayer.cli.generate:generate", "Answer one prompt through a server."),
     "chat": ("cutlayer.cli.chat:chat", "Talk through a server, turn by turn."),
     "watch": ("cutlayer.cli.watch:watch", "Ask in a browser page, and see beside the answer what the server reads."),
+    "gateway": ("cutlayer.cli.gateway:gateway", "Serve OpenAI's interface on this machine, through a server."),
+    "config": ("cutlayer.cli.config:app", "Show the gateway's settings and where they come from."),
     "doctor": ("cutlayer.cli.doctor:doctor", "Check on your own run what crossed the network."),
     "audit": ("cutlayer.cli.audit:app", "Measure what a server can read at a cut."),
     "bench": ("cutlayer.cli.bench:bench", "Run a benchmark of this checkout and write its record."),

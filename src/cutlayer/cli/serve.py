@@ -34,6 +34,12 @@ def serve(
     max_rate: float = 0.0,
     idle: float = 600.0,
     drain: float = 30.0,
+    ray: str | None = None,
+    replicas: int = 1,
+    stages: int = 1,
+    sessions_per_replica: int = 16,
+    stage_cpus: float = 1.0,
+    stage_gpus: float = 0.0,
     ready_file: Path | None = None,
 ) -> int:
     """Run layers [A, B) of a model for clients that keep the rest.
@@ -73,6 +79,19 @@ def serve(
         Seconds after which an unused session is dropped.
     drain
         Seconds that answers in progress get to finish when the server is told to stop. A second signal ends at once.
+    ray
+        Run the layers on a Ray cluster: HOST:PORT, auto, or local to start one here. This process then only speaks with
+        the clients.
+    replicas
+        With --ray, the most copies of the layers; they follow the open sessions.
+    stages
+        With --ray, actors that one copy's layers are spread over.
+    sessions_per_replica
+        With --ray, sessions on a copy before another is started.
+    stage_cpus
+        With --ray, CPUs set aside for a stage.
+    stage_gpus
+        With --ray, GPUs set aside for a stage.
     ready_file
         Written with the URL once connections are accepted; for scripts.
     """
@@ -87,7 +106,7 @@ def serve(
     import asyncio
 
     from cutlayer.models.locate import locate
-    from cutlayer.server.build import build_service
+    from cutlayer.server.build import Fleet, build_fleet_service, build_service
     from cutlayer.server.listen import listen as run
     from cutlayer.server.logs import log_json
     from cutlayer.server.sessions import Limits
@@ -118,7 +137,16 @@ def serve(
     )
     log_json()
     directory = locate(model)
-    service = build_service(directory, directory.name if "/" in model else model, cut, dtype_name, device, limits)
+    name = directory.name if "/" in model else model
+    if ray is None:
+        service = build_service(directory, name, cut, dtype_name, device, limits)
+    else:
+        from cutlayer.server.ray_stages import Resources
+        from cutlayer.server.replicas import Scale
+
+        scale = Scale(_at_least_one("replicas", replicas), _at_least_one("sessions-per-replica", sessions_per_replica))
+        fleet = Fleet(ray, _at_least_one("stages", stages), scale, Resources(stage_cpus, stage_gpus))
+        service = build_fleet_service(directory, model, name, cut, dtype_name, device, limits, fleet)
     scheme = "wss" if context else "ws"
 
     def ready(bound: int) -> None:

@@ -11,21 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-import torch
 
 from cutlayer.client.decoder import Decoder
 from cutlayer.client.generation import Generation, Request
 from cutlayer.client.remote import Patience, RemoteBody
 from cutlayer.client.sampling import Sampler, Sampling
+from cutlayer.client.trusted import Trusted
 from cutlayer.defences.defence import Defence, build_defence
-from cutlayer.errors import CutError, InputError, ModelNotFoundError, ProtocolError, RemoteCode, RemoteError
-from cutlayer.models.family import read_config
-from cutlayer.models.locate import fingerprint, locate, pulled_models
-from cutlayer.models.parts import load_client
-from cutlayer.text.tokenizer import Message, Tokenizer
-from cutlayer.types import Cut, DtypeName, Secret, check_dtype
-from cutlayer.wire import frames
-from cutlayer.wire.codecs import CODECS, LOSSLESS_FOR
+from cutlayer.errors import InputError
+from cutlayer.text.tokenizer import Message
+from cutlayer.types import Secret
 from cutlayer.wire.tls import client_context, read_token_file, url_policy
 from cutlayer.wire.websocket import WebSocketTransport
 
@@ -33,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    from cutlayer.models.parts import ClientParts
+    from cutlayer.client.sampling import TokenMask
     from cutlayer.wire.frames import InfoReply
     from cutlayer.wire.transport import Connect, PeerSecurity
 
@@ -63,6 +58,7 @@ class Client:
     Args:
         connect: opens a transport.
         options: see `Options`.
+        trusted: weights already loaded for this server; None loads them.
 
     Raises:
         ConnectionLostError: the server cannot be reached.
@@ -70,27 +66,64 @@ class Client:
         ModelNotFoundError: the model is not on this machine.
     """
 
-    def __init__(self, connect: Connect, options: Options | None = None) -> None:
-        self.options = options or Options()
-        self._remote = RemoteBody(connect, self.options.patience)
+    def __init__(self, connect: Connect, options: Options | None = None, trusted: Trusted | None = None) -> None:
+        self.options = chosen = options or Options()
+        self._connect = connect
+        self._remote = RemoteBody(connect, chosen.patience)
         try:
-            self.info: InfoReply = self._remote.info()
-            self.directory = _local_model(self.options.model, self.info)
-            self.cut = _agreed_cut(self.options.cut, self.info, self.directory)
-            self.tokenizer = Tokenizer(self.directory)
-            self.dtype: DtypeName = check_dtype(self.options.dtype or self.info.dtype)
-            self.parts: ClientParts = load_client(
-                self.directory, self.cut, getattr(torch, self.dtype), self.options.device
+            self.trusted = trusted or Trusted(
+                self._remote.info(), chosen.model, chosen.cut, chosen.dtype, chosen.codec, chosen.device
             )
-            self.codec = CODECS.get(self.options.codec or LOSSLESS_FOR[self.dtype])
-            self.defence: Defence = build_defence(
-                self.options.defence, Secret(secrets.token_bytes(32)), self.parts.head
-            )
+            self.info: InfoReply = self.trusted.info
+            self.directory = self.trusted.directory
+            self.cut = self.trusted.cut
+            self.tokenizer = self.trusted.tokenizer
+            self.dtype = self.trusted.dtype
+            self.parts = self.trusted.parts
+            self.codec = self.trusted.codec
+            # A secret of its own: noise shared between sessions would tell the server which of them sent the same words.
+            self.defence: Defence = build_defence(chosen.defence, Secret(secrets.token_bytes(32)), self.parts.head)
             self._remote.open(self.info.fingerprint, self.cut, self.codec, self.info.hidden_size)
-            self._decoder = Decoder(self.parts, self._remote, self.defence)
+            self._decoder = Decoder(self.parts, self._remote, self.defence, self.trusted.turn)
         except BaseException:
             self._remote.close()
             raise
+
+    def another(self) -> Client:
+        """A further session on the same weights, with its own connection, caches and defence secret.
+
+        Raises:
+            ConnectionLostError: the server cannot be reached.
+            RemoteError: it has no room, or runs another model or cut by now.
+        """
+        return Client(self._connect, self.options, self.trusted)
+
+    def probe(self) -> InfoReply:
+        """Ask the server over a connection of its own what it runs, whatever this session is doing.
+
+        Raises:
+            WireError: it does not answer.
+        """
+        remote = RemoteBody(self._connect, self.options.patience)
+        try:
+            return remote.info()
+        finally:
+            remote.close()
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens this session may hold."""
+        return self._remote.max_positions
+
+    @property
+    def held(self) -> Sequence[int]:
+        """Token ids whose positions the session holds and need not be sent again."""
+        return self._decoder.ids
+
+    @property
+    def released(self) -> int:
+        """Positions this session has sent so far, those sent again after a rollback included."""
+        return self._decoder.released
 
     def __enter__(self) -> Client:
         return self
@@ -109,6 +142,9 @@ class Client:
         stop: Sequence[str] = (),
         raw: bool = False,
         ignore_eos: bool = False,
+        logprobs: int | None = None,
+        prompt_logprobs: bool = False,
+        mask: TokenMask | None = None,
     ) -> Generation:
         """Answer a prompt; iterate over the returned `Generation` or take its `result`.
 
@@ -116,11 +152,14 @@ class Client:
 
         Args:
             prompt: a question, a conversation, or token ids.
-            max_tokens: the answer's longest length.
+            max_tokens: the answer's longest length; 0 is allowed with `prompt_logprobs`.
             sampling: how tokens are chosen; None is greedy.
             stop: strings that end the answer and are not part of it.
             raw: send a string as it is, without the chat template.
             ignore_eos: go on after the model's end-of-sequence token.
+            logprobs: report each token's log-probability and that many of the likeliest; None reports none.
+            prompt_logprobs: report them of the prompt too. All of it is sent, whatever the session holds.
+            mask: which tokens may come, asked before every choice.
 
         Raises:
             InputError: the prompt is empty, does not fit, or an option is out of range.
@@ -130,6 +169,8 @@ class Client:
             max_tokens=max_tokens,
             stop_ids=frozenset() if ignore_eos else self.tokenizer.stop_ids,
             stop=tuple(stop),
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
         )
         if len(request.prompt) > self._remote.max_positions:
             raise InputError(
@@ -137,7 +178,7 @@ class Client:
                 "shorten it or raise the server's --max-positions"
             )
         labels = {"defence": self.defence.describe(), "cut": str(self.cut)}
-        sampler = Sampler(sampling or Sampling())
+        sampler = Sampler(sampling or Sampling(), mask)
         return Generation(request, self._decoder, sampler, self.tokenizer, self._remote.traffic, labels)
 
     def encode(self, prompt: str | Sequence[Message] | Sequence[int], *, raw: bool = False) -> list[int]:
@@ -194,42 +235,6 @@ def dialler(url: str, *, keys: str | Path | None = None, token: str | Path | Non
     context = client_context(Path(keys) if keys else None) if url.startswith("wss://") else None
     secret = read_token_file(Path(token)) if token else None
     return lambda: WebSocketTransport(url, context, secret, _MAX_MESSAGE_BYTES)
-
-
-def _local_model(chosen: str | None, info: InfoReply) -> Path:
-    if info.protocol != frames.PROTOCOL:
-        raise ProtocolError(
-            f"the server speaks protocol {info.protocol}, this client {frames.PROTOCOL}; update the older"
-        )
-    name = chosen or info.model
-    if chosen is None and name not in pulled_models():
-        # The server's word picks among models pulled here, never a path or a download.
-        raise ModelNotFoundError(
-            f"the server runs {name!r}, which was not pulled here; say which local model it is (--model)"
-        )
-    directory = locate(name)
-    if fingerprint(directory) != info.fingerprint:
-        raise RemoteError(
-            RemoteCode.MODEL_MISMATCH,
-            f"the server's {info.model} is not the model in {directory}; both need the same weights",
-        )
-    size = read_config(directory).hidden_size
-    if info.hidden_size != size:
-        raise ProtocolError(
-            f"the server claims hidden states of size {info.hidden_size}; those of {directory} have {size}"
-        )
-    return directory
-
-
-def _agreed_cut(wanted: str | None, info: InfoReply, directory: Path) -> Cut:
-    layers = read_config(directory).num_hidden_layers
-    if info.cut.layers != layers:
-        raise CutError(f"the server cuts a model of {info.cut.layers} layers, {directory} has {layers}")
-    if wanted is not None and Cut.parse(wanted, layers) != info.cut:
-        raise CutError(
-            f"the server runs layers {info.cut}, you asked for {Cut.parse(wanted, layers)}; nothing was sent"
-        )
-    return info.cut
 
 
 def _token_id(item: object) -> int:

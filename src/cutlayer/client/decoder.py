@@ -12,6 +12,7 @@ Notation: T tokens of a chunk, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -19,10 +20,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import torch
 
 from cutlayer.defences.positions import History
-from cutlayer.errors import InputError
+from cutlayer.errors import CancelledError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cutlayer.client.remote import RemoteBody
     from cutlayer.defences.defence import Defence
@@ -51,10 +52,16 @@ class Decoder:
         parts: head and tail.
         remote: open session of the same cut.
         defence: applied to every hidden state before it leaves.
+        turn: held during a forward pass, where decoders share `parts`.
     """
 
-    def __init__(self, parts: ClientParts, remote: RemoteBody, defence: Defence) -> None:
+    def __init__(
+        self, parts: ClientParts, remote: RemoteBody, defence: Defence, turn: threading.Lock | None = None
+    ) -> None:
         self.ids: list[int] = []
+        self.released = 0
+        """Positions that have left so far, those that left again after a rollback included."""
+        self._turn = turn or threading.Lock()
         self.last_timing = StepTiming(0.0, 0.0, 0.0)
         self._parts = parts
         self._remote = remote
@@ -71,12 +78,25 @@ class Decoder:
         """Positions the session can still take."""
         return self._remote.max_positions - len(self.ids)
 
-    def extend(self, ids: Sequence[int]) -> torch.Tensor:
+    def extend(
+        self,
+        ids: Sequence[int],
+        *,
+        every: Callable[[int, torch.Tensor], None] | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> torch.Tensor:
         """Append tokens and return the logits [V] after the last one, float32 on the CPU.
+
+        Args:
+            ids: the tokens.
+            every: called chunk by chunk with the position of its first token and the logits [T, V] after each of its tokens,
+                float32. A chunk has at most `PREFILL_CHUNK` tokens, so that never more than that many rows are held.
+            cancelled: asked before each chunk is sent. Those under way are finished and kept, and the session stays usable.
 
         Raises:
             InputError: no tokens, one outside the vocabulary, or more than the session has room for.
             ConnectionLostError: the server did not come back in time. The decoder stays where it was.
+            CancelledError: `cancelled` said so.
         """
         self._check(ids)
         started = time.perf_counter()
@@ -86,28 +106,39 @@ class Decoder:
         waiting: deque[int] = deque()
         client = server = 0.0
         logits = torch.empty(0)
+        sent = 0
         try:
-            with torch.inference_mode():
-                for i in range(len(chunks) + _IN_FLIGHT):
-                    if i < len(chunks):
+            with torch.inference_mode(), self._remote.heeding(cancelled):
+                while sent < len(chunks) or waiting:
+                    if sent < len(chunks) and cancelled():
+                        del chunks[sent:]
+                        continue
+                    if sent < len(chunks):
                         begun = time.perf_counter()
-                        hidden = self._outgoing(chunks[i])  # [T, D]
+                        hidden = self._outgoing(chunks[sent])  # [T, D]
                         client += time.perf_counter() - begun
                         self._remote.send(self._head_cache.position - len(hidden), hidden)
+                        self.released += len(hidden)
                         waiting.append(len(hidden))
-                    if waiting and (len(waiting) > _IN_FLIGHT or i >= len(chunks) - 1):
+                        sent += 1
+                    if len(waiting) > _IN_FLIGHT or sent == len(chunks):
                         waiting.popleft()
                         returned = self._remote.receive()
                         begun = time.perf_counter()
-                        logits = self._logits(returned.hidden)
+                        rows = self._logits(returned.hidden, all_rows=every is not None)  # [T, V] or [1, V]
                         client += time.perf_counter() - begun
                         server += returned.compute_us * 1e-6
+                        logits = rows[-1]
+                        if every is not None:
+                            every(self._tail_cache.position - len(rows), rows)
         except BaseException:
             self.rollback(base)
             self._remote.abandon()
             raise
-        self.ids += ids
+        self.ids += [token for part in chunks for token in part]
         self.last_timing = StepTiming(time.perf_counter() - started, client, server)
+        if len(self.ids) < base + len(ids):
+            raise CancelledError("stopped while the prompt was being sent")
         return logits
 
     def rollback(self, position: int) -> None:
@@ -129,12 +160,15 @@ class Decoder:
     def _outgoing(self, ids: Sequence[int]) -> torch.Tensor:
         base = self._head_cache.position
         tokens = torch.tensor([ids], device=self._device)  # [1, T]
-        hidden = self._parts.head(tokens, self._head_cache)[0]  # [T, D]
+        with self._turn:
+            hidden = self._parts.head(tokens, self._head_cache)[0]  # [T, D]
         return self._defence.release(hidden, self._history.extend(base, ids))
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _logits(self, hidden: torch.Tensor, all_rows: bool) -> torch.Tensor:
+        """Logits after the last position [1, V], or after every one [T, V]."""
         inputs = hidden.to(self._device, self._dtype).unsqueeze(0)  # [1, T, D]
-        logits: torch.Tensor = self._parts.tail(inputs, self._tail_cache, keep=1)[0, -1]  # [V]
+        with self._turn:
+            logits: torch.Tensor = self._parts.tail(inputs, self._tail_cache, keep=0 if all_rows else 1)[0]
         return logits.float().cpu()
 
     def _check(self, ids: Sequence[int]) -> None:

@@ -8,15 +8,19 @@ generation.result()
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from cutlayer.errors import InputError
+from cutlayer.client.logprobs import Logprobs, PromptLogprobs, logprobs_of
+from cutlayer.errors import CancelledError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
+
+    import torch
 
     from cutlayer.client.decoder import Decoder, StepTiming
     from cutlayer.client.remote import Traffic
@@ -32,6 +36,10 @@ class Piece(msgspec.Struct, frozen=True):
     token: int
     text: str
     """Possibly empty: a token may end inside a character or begin a stop string."""
+    start: int = 0
+    """Where the token begins in the answer's text, in characters."""
+    logprobs: Logprobs | None = None
+    """When asked for."""
 
 
 class Bytes(msgspec.Struct, frozen=True):
@@ -67,16 +75,21 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     stop_ids: frozenset[int]
     stop: tuple[str, ...]
+    logprobs: int | None = None
+    """How many of the likeliest tokens to report beside each token of the answer; None reports nothing."""
+    prompt_logprobs: bool = False
+    """Report the prompt's tokens too, with as many. The prompt is then sent whole, whatever the session holds."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
+        if self.max_tokens < (0 if self.prompt_logprobs else 1):
             raise InputError(f"max tokens must be at least 1, not {self.max_tokens}")
         if any(not text for text in self.stop):
             raise InputError("a stop string must not be empty")
 
 
 class Generation:
-    """Iterate for pieces; `result` finishes and accounts. Closing early cancels: nothing more is sent.
+    """Iterate for pieces; `result` finishes and accounts. Closing early cancels: nothing more is sent. So does `cancel`, which
+    may be called from another thread.
 
     Args:
         request: what to generate.
@@ -99,6 +112,11 @@ class Generation:
         self.token_ids: list[int] = []
         self.timings: list[StepTiming] = []
         """One per round trip, the prefill first."""
+        self.prompt_logprobs: list[Logprobs | None] = []
+        """One per token of the prompt, None for the first; once the first piece has come, when asked for."""
+        self.reused = 0
+        """Tokens of the prompt whose positions the session held already; known once the first piece has come."""
+        self._cancelled = threading.Event()
         self._request = request
         self._decoder = decoder
         self._sampler = sampler
@@ -108,6 +126,7 @@ class Generation:
         self._before = msgspec.structs.replace(traffic)
         self._labels = labels
         self._texts: list[str] = []
+        self._decoded = 0
         self._finish: FinishReason | None = None
         self._started = time.perf_counter()
         self._pieces = self._run()
@@ -119,6 +138,20 @@ class Generation:
         """Stop here."""
         self._pieces.close()
         self._finish = self._finish or "cancelled"
+
+    def cancel(self) -> None:
+        """Have the thread that iterates stop after the step it is in, and within a long prompt after the chunk it is at."""
+        self._cancelled.set()
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it ended; None while it goes on."""
+        return self._finish
+
+    @property
+    def hit_stop_string(self) -> bool:
+        """Whether one of the request's stop strings ended it, and not a token of the model's."""
+        return self._stop.found
 
     def result(self) -> Result:
         """Finish what is left and return the account."""
@@ -145,27 +178,52 @@ class Generation:
         )
 
     def _run(self) -> Generator[Piece, None, None]:
-        request, decoder = self._request, self._decoder
-        logits = decoder.extend(decoder.reuse(request.prompt))
-        self.timings.append(decoder.last_timing)
-        while True:
-            token = self._sampler.choose(logits, [*request.prompt, *self.token_ids])
-            self.token_ids.append(token)
-            if token in request.stop_ids:
-                self._finish = "stop"
-            elif len(self.token_ids) == request.max_tokens or decoder.room == 0:
+        try:
+            logits = self._prefill()
+            if self._request.max_tokens == 0:
                 self._finish = "length"
-            text = self._stop.push(self._stream.push(token))
-            if self._finish is not None and not self._stop.found:
-                text += self._stop.push(self._stream.finish()) + self._stop.finish()
-            if self._stop.found:
-                self._finish = "stop"
-            self._texts.append(text)
-            yield Piece(token, text)
-            if self._finish is not None:
-                return
-            logits = decoder.extend([token])
-            self.timings.append(decoder.last_timing)
+            while self._finish is None:
+                yield self._next(logits)
+                if self._finish is None:
+                    logits = self._decoder.extend([self.token_ids[-1]], cancelled=self._cancelled.is_set)
+                    self.timings.append(self._decoder.last_timing)
+        except CancelledError:
+            self._finish = "cancelled"
+
+    def _prefill(self) -> torch.Tensor:
+        """Send what the session lacks of the prompt; logits [V] after it."""
+        request, decoder = self._request, self._decoder
+        every = None
+        if request.prompt_logprobs:
+            decoder.rollback(0)  # positions already held give no logits
+            every = PromptLogprobs(request.prompt, request.logprobs or 0)
+        rest = decoder.reuse(request.prompt)
+        self.reused = len(request.prompt) - len(rest)
+        logits = decoder.extend(rest, every=every, cancelled=self._cancelled.is_set)
+        self.timings.append(decoder.last_timing)
+        if every is not None:
+            self.prompt_logprobs = every.entries
+        return logits
+
+    def _next(self, logits: torch.Tensor) -> Piece:
+        """Choose a token and take the text it makes certain."""
+        request = self._request
+        token = self._sampler.choose(logits, [*request.prompt, *self.token_ids], self.token_ids)
+        likely = None if request.logprobs is None else logprobs_of(logits, token, request.logprobs)
+        self.token_ids.append(token)
+        if token in request.stop_ids:
+            self._finish = "stop"
+        elif len(self.token_ids) == request.max_tokens or self._decoder.room == 0:
+            self._finish = "length"
+        start, certain = self._decoded, self._stream.push(token)
+        self._decoded += len(certain)
+        text = self._stop.push(certain)
+        if self._finish is not None and not self._stop.found:
+            text += self._stop.push(self._stream.finish()) + self._stop.finish()
+        if self._stop.found:
+            self._finish = "stop"
+        self._texts.append(text)
+        return Piece(token, text, start, likely)
 
 
 class _StopStrings:

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from cutlayer.errors import ConnectionLostError, ProtocolError, RemoteCode, RemoteError, WireError
+from cutlayer.errors import CancelledError, ConnectionLostError, ProtocolError, RemoteCode, RemoteError, WireError
 from cutlayer.wire import frames
 from cutlayer.wire.client_session import ClientSession, expect_info
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import torch
 
     from cutlayer.types import Cut
@@ -31,6 +34,8 @@ REPLAY_BYTES: Final = 4 << 20
 """Rows per replayed frame; keeps any one frame from blocking the link for long."""
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
+_HEED_S: Final = 0.1
+"""How soon a pause between two attempts notices that nobody waits any more."""
 
 _GONE: Final = frozenset({RemoteCode.UNKNOWN_SESSION, RemoteCode.STALE_EPOCH})
 """Refusals that a new session and a full replay put right."""
@@ -89,6 +94,7 @@ class RemoteBody:
         """To recover, since the last answer. Each but the first waits a little longer, so that a server which fails again
         and again is not overrun with replays."""
         self._aborted = threading.Event()
+        self._cancelled: Callable[[], bool] = lambda: False
 
     def info(self) -> InfoReply:
         """Ask the server what it runs."""
@@ -167,6 +173,15 @@ class RemoteBody:
             self._attempts = 0
             return Returned(self._encoding().decode(output.payload, self._hidden_size), output.compute_us)
 
+    @contextmanager
+    def heeding(self, cancelled: Callable[[], bool]) -> Iterator[None]:
+        """Within, attempts to reach a lost server again end with CancelledError once `cancelled` says so."""
+        self._cancelled = cancelled
+        try:
+            yield
+        finally:
+            self._cancelled = lambda: False
+
     def abandon(self) -> None:
         """Forget the steps that nobody waits for any more, after an error or an interruption.
 
@@ -228,9 +243,7 @@ class RemoteBody:
         session = self._opened()
         deadline = time.monotonic() + self._patience.recover_s
         while True:
-            if self._aborted.wait(self._pause()):
-                self._transport.close()
-                raise ConnectionLostError("aborted on this side")
+            self._rest(self._pause())
             self._attempts += 1
             try:
                 self._transport.close()
@@ -252,6 +265,20 @@ class RemoteBody:
                 return
             if time.monotonic() > deadline:
                 raise ConnectionLostError(f"gave up after {self._patience.recover_s:.0f} s: {failure}") from failure
+
+    def _rest(self, seconds: float) -> None:
+        """Wait before the next attempt, unless there is to be none."""
+        end = time.monotonic() + seconds
+        while True:
+            left = end - time.monotonic()
+            if self._aborted.wait(max(0.0, min(left, _HEED_S))):
+                self._transport.close()
+                raise ConnectionLostError("aborted on this side")
+            if self._cancelled():
+                self._transport.close()
+                raise CancelledError("stopped while the server was away")
+            if left <= _HEED_S:
+                return
 
     def _pause(self) -> float:
         return min(_FIRST_PAUSE_S * 2.0 ** (self._attempts - 1), _LONGEST_PAUSE_S) if self._attempts else 0.0

@@ -1,13 +1,15 @@
 """Choosing the next token from logits, on the client, so that no distribution ever leaves it.
 
-The order of transformers' processors is kept: repetition penalty, temperature, top-k, top-p, min-p.
+Penalties come first: repetition, then presence and frequency, then the bias, then the mask. The order of transformers'
+processors is kept after them: temperature, top-k, top-p, min-p.
 
 Notation: V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import msgspec
 import torch
@@ -17,9 +19,12 @@ from cutlayer.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
+_Bias = Annotated[float, msgspec.Meta(ge=-100, le=100)]
+
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How tokens are chosen. Temperature 0 is greedy; the other filters then change nothing but the penalty."""
+    """How tokens are chosen. Temperature 0 is greedy; the filters then change nothing, penalties and bias still do."""
 
     temperature: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0
     top_k: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -29,7 +34,13 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     """Keep tokens at least this likely relative to the likeliest."""
     repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=100)] = 1.0
-    """Divide positive (multiply negative) logits of tokens seen so far."""
+    """Divide positive (multiply negative) logits of tokens seen so far, in prompt or answer."""
+    presence_penalty: _Penalty = 0.0
+    """Taken from the logits of tokens the answer already has."""
+    frequency_penalty: _Penalty = 0.0
+    """Taken from the logit of a token once for every time the answer has it."""
+    logit_bias: dict[int, _Bias] = {}
+    """Token id → added to its logit."""
     seed: int | None = None
     """Of the sampling generator; None draws one."""
 
@@ -45,40 +56,65 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise InputError(f"sampling: {error}") from None
 
 
+class TokenMask(Protocol):
+    """What an answer may go on with, as a grammar has it."""
+
+    def allowed(self) -> torch.Tensor:
+        """[V] of bool; at least one is true."""
+        ...
+
+    def take(self, token: int) -> None:
+        """The answer went on with `token`."""
+        ...
+
+
 class Sampler:
     """Draws tokens under one `Sampling`.
 
     Args:
         sampling: the settings.
+        mask: tokens it forbids are never drawn.
 
     Raises:
         InputError: a setting is out of range.
     """
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, mask: TokenMask | None = None) -> None:
         self._sampling = sampling.checked()
+        self._mask = mask
         self._generator = torch.Generator()
         if sampling.seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(sampling.seed)
 
-    def choose(self, logits: torch.Tensor, seen: Sequence[int]) -> int:
+    def choose(self, logits: torch.Tensor, seen: Sequence[int], answer: Sequence[int] = ()) -> int:
         """The next token id.
 
         Args:
             logits: [V], float32.
             seen: ids of prompt and answer so far, for the repetition penalty.
+            answer: ids of the answer so far, for presence and frequency penalties.
+
+        Raises:
+            InputError: `logit_bias` names a token the vocabulary does not have.
         """
-        scores = self._penalised(logits, seen)
+        scores = self._biased(self._counted(self._penalised(logits, seen), answer))
+        if self._mask is not None:
+            scores = scores.masked_fill(~self._mask.allowed(), -torch.inf)
         if self._sampling.temperature == 0:
-            return int(scores.argmax())
-        return int(torch.multinomial(self.probabilities(scores), 1, generator=self._generator))
+            token = int(scores.argmax())
+        else:
+            token = int(torch.multinomial(self.probabilities(scores), 1, generator=self._generator))
+        if self._mask is not None:
+            self._mask.take(token)
+        return token
 
     def probabilities(self, scores: torch.Tensor) -> torch.Tensor:
         """Distribution [V] after temperature and filters; `scores` are penalised logits, temperature above 0."""
         chosen = self._sampling
-        scores = scores / chosen.temperature  # [V]
+        # Less the largest: at a temperature near 0 the quotients would overflow, and softmax of two infinities is NaN.
+        scores = (scores - scores.max()) / chosen.temperature  # [V]
         if 0 < chosen.top_k < len(scores):
             scores = scores.masked_fill(scores < scores.topk(chosen.top_k).values[-1], -torch.inf)
         if chosen.top_p < 1:
@@ -98,3 +134,21 @@ class Sampler:
         ids = torch.tensor(sorted(set(seen)))
         values = logits[ids]
         return logits.scatter(0, ids, torch.where(values < 0, values * penalty, values / penalty))
+
+    def _counted(self, logits: torch.Tensor, answer: Sequence[int]) -> torch.Tensor:
+        presence, frequency = self._sampling.presence_penalty, self._sampling.frequency_penalty
+        if not answer or (presence == 0 and frequency == 0):
+            return logits
+        counts = Counter(answer)
+        ids = torch.tensor(list(counts))
+        times = torch.tensor(list(counts.values()), dtype=logits.dtype)
+        return logits.scatter_add(0, ids, -(presence + frequency * times))
+
+    def _biased(self, logits: torch.Tensor) -> torch.Tensor:
+        bias = self._sampling.logit_bias
+        if not bias:
+            return logits
+        if (wrong := next((token for token in bias if not 0 <= token < len(logits)), None)) is not None:
+            raise InputError(f"logit_bias: token id {wrong} is outside the vocabulary of {len(logits)}")
+        ids = torch.tensor(list(bias))
+        return logits.scatter_add(0, ids, torch.tensor(list(bias.values()), dtype=logits.dtype))

@@ -1,1 +1,1 @@
-"""What this machine shows to its own user over HTTP. Loopback only."""
+"""What the trusted side serves over HTTP: OpenAI's interface for other programs, and the live view's page for oneself."""

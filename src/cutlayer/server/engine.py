@@ -53,6 +53,7 @@ class Runner(Protocol):
 
         Raises:
             CacheFullError: there is no room for so many positions.
+            SessionLostError: the cache is gone.
         """
 
     def release(self, cache: Any) -> None:

@@ -20,9 +20,10 @@ def forbid_text_libraries() -> None:
     Raises:
         CutlayerError: one of them is loaded already.
     """
-    for name in FORBIDDEN:
+    for name in (*FORBIDDEN, "transformers"):  # which notes once whether tokenizers can be had
         if sys.modules.get(name) is not None:
             raise CutlayerError(
                 f"{name} is already loaded in the server process; start the server in a process of its own"
             )
+    for name in FORBIDDEN:
         sys.modules[name] = None  # type: ignore[assignment]

@@ -18,6 +18,7 @@ from cutlayer.errors import (
     NonFiniteError,
     RefusedError,
     RemoteCode,
+    SessionLostError,
     UnknownNameError,
 )
 from cutlayer.server.rate import Rates
@@ -175,6 +176,11 @@ class _Connection:
                 held.wire.forget_from(step.base)
                 if isinstance(error, NonFiniteError):
                     raise RefusedError(RemoteCode.NON_FINITE, f"the model's output: {error}") from None
+                if isinstance(error, SessionLostError):
+                    self._service.table.close(held)
+                    raise RefusedError(
+                        RemoteCode.UNKNOWN_SESSION, "the session was lost; open a new one and replay"
+                    ) from None
                 if isinstance(error, CacheFullError):
                     raise RefusedError(RemoteCode.LIMIT, str(error)) from None
                 raise

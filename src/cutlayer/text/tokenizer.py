@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from transformers import PreTrainedTokenizerBase
+
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -39,18 +41,32 @@ class Tokenizer:
             self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise ModelNotFoundError(f"no usable tokenizer in {directory}: {error}") from error
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            # Otherwise the first call changes the shared backend, which then fails in any thread that is using it.
+            backend.no_truncation()
+            backend.no_padding()
         self.stop_ids = _stop_ids(directory, self._tokenizer.eos_token_id)
         """Token ids that end an answer."""
         self.special_ids = frozenset(self._tokenizer.all_special_ids)
         """Token ids that stand for no text."""
 
-    def encode(self, prompt: str) -> list[int]:
-        """Token ids of plain text, with the special tokens the model's tokenizer adds.
+    @property
+    def library_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The library's object, for what is compiled against a vocabulary; not to be changed."""
+        return self._tokenizer
+
+    def encode(self, prompt: str, special: bool = True) -> list[int]:
+        """Token ids of plain text.
+
+        Args:
+            prompt: the text.
+            special: add the special tokens that the model's tokenizer adds.
 
         Raises:
             InputError: the prompt has no tokens.
         """
-        return _not_empty(self._tokenizer(prompt)["input_ids"])
+        return _not_empty(self._tokenizer(prompt, add_special_tokens=special)["input_ids"])
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, ready for the assistant's next turn.
