@@ -25,8 +25,9 @@ from cutlayer.audit.scoring import scores_of
 from cutlayer.defences.defence import build_channel
 from cutlayer.models.family import read_config
 from cutlayer.models.locate import locate
-from cutlayer.records.record import Figure, exact
+from cutlayer.records.record import Figure, Record, exact, read_record
 from cutlayer.text.tokenizer import Tokenizer
+from report import RECORDS
 
 
 class Victim(NamedTuple):
@@ -164,6 +165,14 @@ class Study:
             "token_accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high, "n": accuracy.n,
             "record": record,
         }  # fmt: skip
+
+    def recorded(self, name: str) -> Record | None:
+        """The committed record of that name, if it is of the same model, prompts and text."""
+        path = RECORDS / f"{name}.json"
+        if not path.exists():
+            return None
+        record, own = read_record(path), self.config()
+        return record if all(record.config[key] == own[key] for key in ("model", "prompt_ids", "pairs")) else None
 
     def config(self) -> dict[str, Any]:
         """What every record says."""

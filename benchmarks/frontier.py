@@ -119,7 +119,7 @@ def frontier(
     figures: dict[str, Figure] = {}
     samples: dict[str, list[Any]] = {}
     rows: list[dict[str, Any]] = []
-    record = _resumed(study) if resume else None
+    record = study.recorded("frontier") if resume else None
     if record is not None:
         rows, samples = record.config["rows"], record.samples
         figures = {name: figure for name, figure in record.figures.items() if name.startswith("k")}
@@ -148,17 +148,6 @@ def frontier(
     finish(record, write=False)
     if write:
         draw(record, ROOT / "docs" / "figures" / "frontier.svg")
-
-
-def _resumed(study: Study) -> Record | None:
-    path = RECORDS / "frontier.json"
-    if not path.exists():
-        return None
-    record = read_record(path)
-    same = all(
-        record.config[key] == value for key, value in study.config().items() if key in {"prompt_ids", "pairs", "model"}
-    )
-    return record if same else None
 
 
 def _record(

@@ -37,6 +37,7 @@ def inverters(
     scaled_epochs: tuple[int, ...] = (3,),
     scaled_depths: tuple[int, ...] = (2,),
     gru_steps: int = 400,
+    resume: bool = False,
     write: bool = True,
 ) -> None:
     """Measure and record.
@@ -67,16 +68,24 @@ def inverters(
         Layers of the client for them.
     gru_steps
         Training steps of the recurrent inverter.
+    resume
+        Keep what the committed record has of the same prompts and text.
     write
         Whether to write the record.
     """
     study = Study(model, prompts, seeds, pairs)
     figures: dict[str, Figure] = {}
     samples: dict[str, list[Any]] = {}
+    runs = [command("inverters")]
+    earlier = study.recorded("inverters") if resume else None
+    if earlier is not None:
+        figures.update(earlier.figures)
+        samples.update(earlier.samples)
+        runs = [*earlier.config.get("runs", [earlier.command]), *runs]
 
     def record() -> Record:
         config = {
-            **study.config(), "learned_depths": learned_depths, "mlp_depths": mlp_depths,
+            **study.config(), "runs": runs, "learned_depths": learned_depths, "mlp_depths": mlp_depths,
             "revertlm_depths": revertlm_depths,
             "second_stage_depths": second_stage_depths, "scaled": scaled, "scaled_epochs": scaled_epochs,
             "scaled_depths": scaled_depths, "gru_steps": gru_steps,

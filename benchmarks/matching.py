@@ -11,8 +11,9 @@ from typing import Any
 from cyclopts import App
 
 from attacked import Study
-from cutlayer.records.record import Figure, new_record
-from report import command, finish
+from cutlayer.errors import InputError
+from cutlayer.records.record import Figure, new_record, write_record
+from report import RECORDS, command, finish
 
 app = App(help=__doc__)
 
@@ -52,6 +53,7 @@ def matching(
     study = Study(model, prompts, seeds, pairs)
     figures: dict[str, Figure] = {}
     samples: dict[str, list[Any]] = {}
+    record = None
     for setting in settings:
         depth, _, defence = setting.partition(" ")
         scene = study.scene(int(depth)).under(defence)
@@ -62,8 +64,13 @@ def matching(
             figures |= found
             samples |= raw
             sys.stderr.write(f"{label}: {found[f'{label}_token_accuracy'].value:.4f}\n")
-    config = {**study.config(), "settings": settings, "attacks": attacks, "published": PUBLISHED}
-    finish(new_record("matching", command("matching"), config, figures, samples), write=write)
+            config = {**study.config(), "settings": settings, "attacks": attacks, "published": PUBLISHED}
+            record = new_record("matching", command("matching"), config, figures, dict(samples))
+            if write:  # after every part: all of them take hours
+                write_record(record, RECORDS)
+    if record is None:
+        raise InputError("nothing to measure: give at least one setting and one attack")
+    finish(record, write=False)
 
 
 if __name__ == "__main__":

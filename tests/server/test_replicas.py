@@ -55,7 +55,8 @@ def test_replicas_follow_the_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(world.made) == len(world.engine) == 2
     for place in places:
         world.engine.release(place)
-    monkeypatch.setattr(module.time, "monotonic", lambda now=module.time.monotonic(): now + 200)
+    later = module.time.monotonic() + 200
+    monkeypatch.setattr(module.time, "monotonic", lambda: later)
     world.engine.new_cache("a", 0)
     assert [fake.stopped for fake in world.made] == [False, True]
 

@@ -12,6 +12,7 @@ from typing import Final
 from cyclopts import App
 
 import cutlayer
+from cutlayer.cli.quiet import quiet_imports
 from cutlayer.cli.threads import limit_spinning
 from cutlayer.errors import CutlayerError
 
@@ -45,6 +46,7 @@ for _name, (_target, _help) in VERBS.items():
 def main() -> None:
     """Run the command line and exit."""
     limit_spinning()
+    quiet_imports()
     try:
         result = app(result_action="return_value")
     except CutlayerError as error:

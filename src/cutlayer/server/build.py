@@ -6,12 +6,14 @@ import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
+import structlog
 import torch
 
 import cutlayer
 from cutlayer.models.family import read_config
 from cutlayer.models.locate import fingerprint
 from cutlayer.models.parts import load_body
+from cutlayer.models.weights import keep_weights, stored_bytes
 from cutlayer.server.engine import Engine
 from cutlayer.server.replicas import ReplicaEngine
 from cutlayer.server.service import Service
@@ -23,9 +25,12 @@ from cutlayer.wire.codecs import CODECS
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from cutlayer.models.weights import WeightsName
     from cutlayer.server.engine import Runner
     from cutlayer.server.ray_stages import Resources
     from cutlayer.server.replicas import Scale
+
+log: Final = structlog.get_logger("cutlayer.server")
 
 _OPENED_LISTED: Final = 1024
 _OPENED_LISTED_BYTES: Final = 48_000
@@ -43,24 +48,41 @@ class Fleet(NamedTuple):
 
 
 def build_service(
-    directory: Path, model: str, cut: str, dtype: DtypeName, device: str = "cpu", limits: Limits | None = None
+    directory: Path,
+    model: str,
+    cut: str,
+    dtype: DtypeName,
+    device: str = "cpu",
+    limits: Limits | None = None,
+    weights: WeightsName = "dtype",
 ) -> Service:
     """Load the body of `cut` and stand ready to serve it.
 
     Raises:
         CutError: the cut does not fit the model.
-        UnsupportedModelError: the model cannot be cut.
+        InputError: the library for such weights is not installed.
+        UnsupportedModelError: the model cannot be cut, or its weights not be kept so.
         WeightsError: the checkpoint is incomplete.
     """
     span, limits = _bounds(directory, cut, limits)
     body = load_body(directory, span, getattr(torch, dtype), device)
+    keep_weights(body, weights)
+    log.info("loaded", model=model, cut=str(span), dtype=dtype, weights=weights, weight_bytes=stored_bytes(body))
     opened = body.opened
     engine = Engine(body, limits.cache_positions, limits.cache_positions_per_owner)
     return _service(engine, directory, model, span, dtype, device, limits, opened)
 
 
 def build_fleet_service(
-    directory: Path, source: str, model: str, cut: str, dtype: DtypeName, device: str, limits: Limits, fleet: Fleet
+    directory: Path,
+    source: str,
+    model: str,
+    cut: str,
+    dtype: DtypeName,
+    device: str,
+    limits: Limits,
+    fleet: Fleet,
+    weights: WeightsName = "dtype",
 ) -> Service:
     """Start the first replica on a Ray cluster and stand ready to serve it. This process loads no weights.
 
@@ -73,6 +95,7 @@ def build_fleet_service(
         device: of every stage.
         limits: bounds.
         fleet: where and how.
+        weights: how every stage keeps its weights.
 
     Raises:
         InputError: no cluster at that address, or more stages than layers.
@@ -84,7 +107,7 @@ def build_fleet_service(
     span, limits = _bounds(directory, cut, limits)
     connect_cluster(fleet.address)
     options = StageOptions(
-        source, fingerprint(directory), dtype, device, limits.cache_positions, limits.cache_positions_per_owner
+        source, fingerprint(directory), dtype, device, weights, limits.cache_positions, limits.cache_positions_per_owner
     )
     start = replica_starter(options, span, fleet.stages, fleet.resources)
     engine = ReplicaEngine(start, fleet.scale, disconnect_cluster)

@@ -8,11 +8,12 @@ import json
 import signal
 import ssl
 import time
+from collections import Counter
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 import structlog
-from websockets.asyncio.server import ServerConnection, serve
+from websockets.asyncio.server import Server, ServerConnection, serve
 
 from cutlayer.server.flow import PacedConnection
 from cutlayer.wire import frames
@@ -32,6 +33,10 @@ _BUFFERED_MESSAGES: Final = 2
 """Received and not yet answered messages per connection; beyond that TCP holds the client back."""
 _CONNECTIONS_PER_SESSION: Final = 2
 """The one that is used, and one that resumes before the server has noticed that the old one is dead."""
+_OPEN_S: Final = 10.0
+"""For the TLS handshake, and again for the upgrade request: who drips either is cut off."""
+_CLOSE_S: Final = 2.0
+"""For a peer to say goodbye, and for handlers to end once told to."""
 _WIDEST_VALUE_BYTES: Final = 4
 _QUIET_S: Final = 2.0
 """A session without a step for so long is between two answers."""
@@ -74,22 +79,26 @@ async def listen(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
 
-    connected = 0
+    connected: Counter[str] = Counter()
     limits = service.table.limits
 
     async def accept(connection: ServerConnection) -> None:
-        nonlocal connected
-        connected += 1
+        identity = _identity(connection, tokens)
+        connected[identity] += 1
         try:
-            await service.serve(WebSocketAcceptor(connection, _identity(connection, tokens)))
+            await service.serve(WebSocketAcceptor(connection, identity))
         finally:
-            connected -= 1
+            connected.subtract([identity])
+            if not connected[identity]:
+                del connected[identity]
 
     def gate(connection: ServerConnection, request: Request) -> Response | None:
         if request.path == "/health":
             body = {
                 "status": "draining" if service.draining else "ok",
                 "sessions": len(service.table),
+                # Only when nobody is here: it grows with every 32 tokens, and would let one tenant watch another's answers.
+                "cache_bytes": None if len(service.table) else service.engine.cache_bytes(),
                 "model": service.info.model,
                 "cut": str(service.info.cut),
             }
@@ -98,8 +107,12 @@ async def listen(
         if tokens is not None and tokens.identify(request.headers.get("Authorization")) is None:
             log.warning("unauthorised", peer=_address(connection))
             return connection.respond(HTTPStatus.UNAUTHORIZED, "a bearer token is required\n")
-        if connected >= _CONNECTIONS_PER_SESSION * limits.sessions:
-            log.warning("too_many_connections", peer=_address(connection), connections=connected)
+        theirs, everybodys = connected[_identity(connection, tokens)], connected.total()
+        if (
+            everybodys >= _CONNECTIONS_PER_SESSION * limits.sessions
+            or 0 < _CONNECTIONS_PER_SESSION * limits.sessions_per_owner <= theirs
+        ):
+            log.warning("too_many_connections", peer=_address(connection), connections=everybodys, theirs=theirs)
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections\n")
         return None
 
@@ -117,6 +130,8 @@ async def listen(
         server_header=None,
         max_size=3 + frames.MAX_HEADER_BYTES + limits.step_positions * row,
         max_queue=_BUFFERED_MESSAGES,
+        open_timeout=_OPEN_S,
+        close_timeout=_CLOSE_S,
         ping_interval=KEEPALIVE_S,
         ping_timeout=KEEPALIVE_S,
     ) as server:
@@ -130,6 +145,8 @@ async def listen(
         log.info("stopping", sessions=len(service.table))
         await _drain(service, drain_s, stopped)
         expiry.cancel()
+        server.close()
+        await _leave(server)
     service.engine.close()
 
 
@@ -139,6 +156,14 @@ async def _drain(service: Service, drain_s: float, stopped: asyncio.Event) -> No
     while service.table.busy(_QUIET_S) and time.monotonic() < deadline and not stopped.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopped.wait(), _QUIET_S / 10)
+
+
+async def _leave(server: Server) -> None:
+    """End whatever does not end by itself: a step that waits for its rate, a peer that drips its request."""
+    if server.handler_tasks:
+        await asyncio.wait(set(server.handler_tasks), timeout=_CLOSE_S)
+    for task in list(server.handler_tasks):
+        task.cancel()
 
 
 async def _expire(service: Service, idle_s: float) -> None:

@@ -14,6 +14,7 @@ from cutlayer.errors import CutlayerError, SessionLostError
 if TYPE_CHECKING:
     import numpy
 
+    from cutlayer.models.weights import WeightsName
     from cutlayer.types import Cut, DtypeName
 
 _CARRIER: Final = {"float32": torch.float32, "bfloat16": torch.int16, "float16": torch.int16}
@@ -27,6 +28,7 @@ class StageOptions(NamedTuple):
     fingerprint: str
     dtype: DtypeName
     device: str
+    weights: WeightsName
     cache_positions: int
     per_owner: int
 
@@ -49,12 +51,14 @@ class Stage:
 
         from cutlayer.models.locate import fingerprint, locate
         from cutlayer.models.parts import load_body
+        from cutlayer.models.weights import keep_weights
         from cutlayer.server.engine import Engine
 
         directory = locate(options.model)
         if fingerprint(directory) != options.fingerprint:
             raise CutlayerError(f"{options.model} on this machine is not the model that is served; pull the same one")
         body = load_body(directory, cut, getattr(torch, options.dtype), options.device)
+        keep_weights(body, options.weights)
         self._opened = list(body.opened)
         self._dtype: DtypeName = options.dtype
         self._engine = Engine(body, options.cache_positions, options.per_owner)

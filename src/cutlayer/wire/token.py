@@ -78,11 +78,11 @@ def read_token_book(file: Path) -> TokenBook:
         InsecureError: others can read the file.
     """
     tokens: dict[str, Secret] = {}
-    for number, line in enumerate(read_private(file).splitlines(), 1):
-        if not line.strip() or line.startswith(b"#"):
+    for number, line in enumerate(map(bytes.strip, read_private(file).splitlines()), 1):
+        if not line or line.startswith(b"#"):
             continue
         place = f"line {number} of {file}"
-        name, blank, token = line.strip().partition(b" ")
+        name, blank, token = line.partition(b" ")
         if not blank:
             name, token = ANONYMOUS, name
         if not name.isascii() or not name.decode("ascii", "replace").isprintable() or len(name) > MAX_NAME_CHARACTERS:
