@@ -11,8 +11,8 @@ import pytest
 
 from cutlayer.errors import InputError, InsecureError
 from cutlayer.gateway.access import listen_policy, names_of
-from cutlayer.gateway.api_keys import ApiKeys, read_api_keys
 from cutlayer.gateway.body import BodyLimits
+from cutlayer.wire.token_book import TokenBook, read_token_book
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ def door(open_door: Callable[..., Door]) -> Door:
 
 @pytest.fixture
 def locked(open_door: Callable[..., Door]) -> Door:
-    return open_door(keys=ApiKeys({"alice": digest(ALICE), "bob": digest(BOB)}))
+    return open_door(keys=TokenBook({"alice": digest(ALICE), "bob": digest(BOB)}))
 
 
 @pytest.mark.parametrize(
@@ -121,19 +121,19 @@ def test_key_files(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# comment\nalice {ALICE}\n\nbob sha256:{digest(BOB).hex()}\n")
     file.chmod(0o600)
-    keys = read_api_keys(file)
-    assert keys.owner(f"Bearer {ALICE}") == "alice"
-    assert keys.owner(f"Bearer {BOB}") == "bob"
+    keys = read_token_book(file)
+    assert keys.identify(f"Bearer {ALICE}") == "alice"
+    assert keys.identify(f"Bearer {BOB}") == "bob"
     assert ALICE not in repr(keys)
     file.chmod(0o640)
     with pytest.raises(InsecureError, match="chmod 600"):
-        read_api_keys(file)
+        read_token_book(file)
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        "", "# nothing\n", ALICE, f"alice {ALICE} more", "alice short", f"al/ice {ALICE}", f"alice {ALICE}\nalice {BOB}",
+        "", "# nothing\n", f"alice {ALICE} more", "alice short", f"al/ice {ALICE}", f"alice {ALICE}\nalice {BOB}",
         f"alice {ALICE}\nbob {ALICE}", "alice sha256:abc", f"älice {ALICE}", f"alice {ALICE}\nbob sha256:{digest(ALICE).hex()}",
     ],
 )  # fmt: skip
@@ -142,7 +142,7 @@ def test_key_files_that_are_refused_without_naming_a_key(tmp_path: Path, content
     file.write_text(content)
     file.chmod(0o600)
     with pytest.raises(InputError) as refused:
-        read_api_keys(file)
+        read_token_book(file)
     assert ALICE not in str(refused.value)
 
 

@@ -118,17 +118,17 @@ def gateway(*, options: GatewayOptions = _NOTHING_GIVEN, ready_file: Path | None
         if settings.server is None:
             raise InputError("say where the server is: --server wss://HOST:PORT, or server = … in the settings file")
         from cutlayer.gateway.access import listen_policy
-        from cutlayer.gateway.api_keys import read_api_keys
         from cutlayer.gateway.body import BodyLimits
         from cutlayer.gateway.listen import Address, serve, tls_context
         from cutlayer.gateway.service import Gateway, Limits
+        from cutlayer.wire.token_book import read_token_book
     except ModuleNotFoundError as error:
         raise InputError(f"the gateway needs {error.name}; pip install 'cutlayer[gateway]'") from error
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise InputError("--tls-cert and --tls-key go together")
     # Before anything is loaded: a wrong address or key file is known at once.
     listen_policy(host, settings.tls_cert is not None, settings.api_keys is not None)
-    keys = read_api_keys(Path(settings.api_keys)) if settings.api_keys else None
+    keys = read_token_book(Path(settings.api_keys)) if settings.api_keys else None
     tls = (
         tls_context(Path(settings.tls_cert), Path(settings.tls_key)) if settings.tls_cert and settings.tls_key else None
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from cutlayer.gateway.api_keys import ApiKeys
+    from cutlayer.wire.token_book import TokenBook
 
 OPEN_PATHS: Final = frozenset({"/health", "/ready", "/openapi.json"})
 """Need no key: they say nothing about anybody's use."""
@@ -98,14 +98,14 @@ class KeyGuard:
         keys: the known ones; None lets everybody in.
     """
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys | None) -> None:
+    def __init__(self, app: ASGIApp, keys: TokenBook | None) -> None:
         self._app = app
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] == "http" and self._keys is not None and scope["path"] not in OPEN_PATHS:
-            owner = self._keys.owner(Headers(scope=scope).get("authorization"))
+            owner = self._keys.identify(Headers(scope=scope).get("authorization"))
             if owner is None:
                 error = ApiError(
                     401,

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp
 
-    from cutlayer.gateway.api_keys import ApiKeys
     from cutlayer.gateway.service import Gateway
+    from cutlayer.wire.token_book import TokenBook
 
 _EXPOSED: Final = [
     "x-request-id", "x-cutlayer-cut", "x-cutlayer-defence", "x-cutlayer-ledger", "x-cutlayer-readable", "retry-after",
@@ -51,7 +51,7 @@ def build_app(
     *,
     hosts: frozenset[str] | None = None,
     origins: Collection[str] = (),
-    keys: ApiKeys | None = None,
+    keys: TokenBook | None = None,
 ) -> ASGIApp:
     """Put the layers together.
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
 
-    from cutlayer.gateway.api_keys import ApiKeys
     from cutlayer.gateway.service import Gateway
+    from cutlayer.wire.token_book import TokenBook
 
 _AFTER_DRAIN_S: Final = 5
 """For the last bytes of answers, after those in progress were stopped."""
@@ -66,7 +66,7 @@ def serve(
     gateway: Gateway,
     address: Address,
     *,
-    keys: ApiKeys | None = None,
+    keys: TokenBook | None = None,
     tls: ssl.SSLContext | None = None,
     ready: Callable[[str], None] = lambda url: None,
 ) -> None:

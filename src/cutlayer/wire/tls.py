@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from cutlayer.errors import InputError
 from cutlayer.wire.pem import check_pair, check_validity, read_certificates, read_key
 from cutlayer.wire.policy import listen_policy, url_policy
-from cutlayer.wire.token import TokenBook, read_token_book, read_token_file, token_matches
+from cutlayer.wire.token import read_token_file
+from cutlayer.wire.token_book import TokenBook, read_token_book
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +27,6 @@ __all__ = [
     "read_token_book",
     "read_token_file",
     "server_context",
-    "token_matches",
     "url_policy",
 ]
 

@@ -22,9 +22,6 @@ MIN_CHARACTERS: Final = 16
 MAX_CHARACTERS: Final = 4096
 """What fits an HTTP header everywhere."""
 RANDOM_BYTES: Final = 32
-MAX_NAME_CHARACTERS: Final = 64
-ANONYMOUS: Final = b"token"
-"""Name of a client known by a token without one."""
 
 _SCHEME: Final = "bearer"
 
@@ -48,54 +45,7 @@ def read_token_file(file: Path) -> Secret:
     token = read_private(file).removesuffix(b"\n").removesuffix(b"\r")
     if not token:
         raise InputError(f"{file} is empty; write a token with `cutlayer keys token NEWFILE`")
-    return _checked(token, str(file))
-
-
-class TokenBook:
-    """Who is known by which token.
-
-    Args:
-        tokens: name → token.
-    """
-
-    def __init__(self, tokens: dict[str, Secret]) -> None:
-        self._tokens = tokens
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def identify(self, header: str | None) -> str | None:
-        """Whose token an Authorization header presents. Compares with all, so that the time tells nothing."""
-        known = [name for name, token in self._tokens.items() if token_matches(token, header)]
-        return known[0] if known else None
-
-
-def read_token_book(file: Path) -> TokenBook:
-    """Tokens of clients: one line each, a name, a blank and the token; ``#`` begins a comment line. A token alone is a book too.
-
-    Raises:
-        InputError: an empty file, a malformed line, or a name or token given twice.
-        InsecureError: others can read the file.
-    """
-    tokens: dict[str, Secret] = {}
-    for number, line in enumerate(map(bytes.strip, read_private(file).splitlines()), 1):
-        if not line or line.startswith(b"#"):
-            continue
-        place = f"line {number} of {file}"
-        name, blank, token = line.partition(b" ")
-        if not blank:
-            name, token = ANONYMOUS, name
-        if not name.isascii() or not name.decode("ascii", "replace").isprintable() or len(name) > MAX_NAME_CHARACTERS:
-            raise InputError(f"{place} begins with no name of at most {MAX_NAME_CHARACTERS} printable ASCII characters")
-        if name.decode() in tokens:
-            raise InputError(f"{place} gives the name {name.decode()!r} a second time")
-        secret = _checked(token.strip(), place)
-        if any(hmac.compare_digest(secret.reveal(), other.reveal()) for other in tokens.values()):
-            raise InputError(f"{place} repeats another client's token; every client needs its own")
-        tokens[name.decode()] = secret
-    if not tokens:
-        raise InputError(f"{file} names no client; write lines of a name, a blank and a token")
-    return TokenBook(tokens)
+    return check_token(token, str(file))
 
 
 def authorisation(token: Secret) -> str:
@@ -113,7 +63,12 @@ def token_matches(token: Secret, header: str | None) -> bool:
     return hmac.compare_digest(expected, got) and scheme.lower() == _SCHEME
 
 
-def _checked(token: bytes, place: str) -> Secret:
+def check_token(token: bytes, place: str) -> Secret:
+    """Return `token` as a secret.
+
+    Raises:
+        InputError: it is too short or long, or holds characters that no HTTP header carries; names `place`, not the token.
+    """
     if not all(0x21 <= byte <= 0x7E for byte in token):  # printable ASCII without the blank
         raise InputError(
             f"{place} holds blanks, line breaks or non-ASCII bytes; a token is one word of printable ASCII"
