@@ -138,26 +138,18 @@ def test_an_async_task_can_be_cancelled_and_the_client_used_again(server: Server
 def test_ctrl_c_ends_an_answer_and_frees_the_server(
     server: ServerProcess, at: tuple[str, ...], health_of: Callable[[ServerProcess], dict[str, Any]]
 ) -> None:
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "cutlayer",
-            "generate",
-            "Count to one thousand.",
-            *at,
-            "--max-tokens",
-            "2000",
-            "--ignore-eos",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    process.stdout.read(1)
-    assert health_of(server)["sessions"] == 1
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    command = ["generate", "Count to one thousand.", *at, "--max-tokens", "2000", "--ignore-eos"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "cutlayer", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        try:
+            process.stdout.read(1)
+            assert health_of(server)["sessions"] == 1
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=120)  # other tests share the cores
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert health_of(server)["sessions"] == 0
 
