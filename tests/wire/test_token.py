@@ -1,4 +1,4 @@
-"""Token files and the header that presents a token."""
+"""Token files."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cutlayer.errors import InputError, InsecureError
-from cutlayer.types import Secret
 from cutlayer.wire.tls import read_token_file
 from cutlayer.wire.token import (
     MAX_CHARACTERS,
     MIN_CHARACTERS,
-    authorisation,
     create_token_file,
-    token_matches,
 )
 
 if TYPE_CHECKING:
@@ -98,30 +95,3 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe", 0o600)
     with pytest.raises(InputError, match="no regular file"):
         read_token_file(tmp_path / "pipe")
-
-
-def test_header_round_trip() -> None:
-    token = Secret(GOOD)
-    assert token_matches(token, authorisation(token))
-    assert token_matches(token, "bearer 0123456789abcdef")
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        None,
-        "",
-        "Bearer",
-        "Bearer ",
-        "Bearer 0123456789abcdeF",
-        "Bearer 0123456789abcde",
-        "Bearer 0123456789abcdef0",
-        "Bearer  0123456789abcdef",
-        "Basic 0123456789abcdef",
-        "0123456789abcdef",
-        "Bearer ü\udcff",
-        "Bearer \ud800",
-    ],
-)
-def test_other_headers_do_not_match(header: str | None) -> None:
-    assert not token_matches(Secret(GOOD), header)

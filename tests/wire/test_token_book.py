@@ -43,8 +43,12 @@ def test_each_token_is_its_own_client(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    [None, "", "Bearer", "Bearer ", "Bearer alice", "Basic 0123456789abcdef", "Bearer alice 0123456789abcdef"],
-)
+    [
+        None, "", "Bearer", "Bearer ", "Bearer alice", "Bearer alice 0123456789abcdef", "Bearer 0123456789abcdeF",
+        "Bearer 0123456789abcde", "Bearer 0123456789abcdef0", "Bearer  0123456789abcdef", "Basic 0123456789abcdef",
+        "0123456789abcdef", "Bearer ü\udcff", "Bearer \ud800",
+    ],
+)  # fmt: skip
 def test_nobody_is_known_by_anything_else(tmp_path: Path, header: str | None) -> None:
     assert _book(tmp_path, b"alice " + GOOD).identify(header) is None
 

@@ -42,7 +42,7 @@ class PagePool:
         self._taken = bytearray(self.pages)
         self._held: dict[str, int] = {}
         self.used = 0
-        """Pages in use."""
+        """Pages in use; kept beside `_held`, which other threads must not sum while it changes."""
         self._layers: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * layers
         # Sessions are opened by the event loop, and grow in the thread that runs the model.
         self._lock = threading.Lock()

@@ -1,7 +1,7 @@
 """One forward of the body over chunks of many sessions, each with its own length and its own past.
 
     body = RaggedBody(load_body(...), PagePool(...))
-    hidden = body([Chunk(table, base, hidden), ...])      # list of [T, D], one per chunk
+    outputs = body([Chunk(table, hidden), ...])      # list of [T, D], one per chunk
 
 All rows go through the linear layers together, as one sequence of ΣT positions: reading the weights is what a decode step
 costs, and it is paid once for all. Attention alone tells sessions apart. It runs as one of transformers' attention functions,
@@ -29,7 +29,7 @@ ATTENTION: Final = "cutlayer_ragged"
 
 
 class Chunk(NamedTuple):
-    """Consecutive positions of one session. The table's length is `base`, and it has room for them."""
+    """The next positions of one session, for which its table has room."""
 
     table: PageTable
     hidden: torch.Tensor

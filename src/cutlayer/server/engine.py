@@ -59,8 +59,8 @@ class Runner(Protocol):
     def release(self, cache: Any) -> None:
         """Free a cache; a step of it that still waits is dropped."""
 
-    def cache_bytes(self) -> int:
-        """Bytes all caches hold on the device."""
+    def cache_bytes(self) -> int | None:
+        """Bytes all caches hold on the device; None if they are elsewhere."""
 
     def close(self) -> None:
         """Finish the steps that wait and stop."""
@@ -92,7 +92,7 @@ class Engine:
         self._device, self._dtype = parameter.device, parameter.dtype
         self._pool = PagePool(body.layers, positions, per_owner)
         self._body = RaggedBody(body, self._pool)
-        self._schedule = Schedule(window)
+        self._schedule: Schedule[_Job] = Schedule(window)
         self._inbox: SimpleQueue[_Job | PageTable | None] = SimpleQueue()
         self._closing = False
         self._worker = threading.Thread(target=self._work, name="body", daemon=True)
@@ -155,9 +155,9 @@ class Engine:
             else:
                 schedule.add(item, time.monotonic())
 
-    def _prepared(self, part: Slice) -> bool:
+    def _prepared(self, part: Slice[_Job]) -> bool:
         """Make room for a slice's rows, or drop its step."""
-        job: _Job = part.step
+        job = part.step
         if job.future.cancelled():
             self._schedule.remove(job)
             return False
@@ -165,13 +165,13 @@ class Engine:
             if part.start == 0:
                 job.table.rollback(job.base)
             job.table.grow(job.table.position + part.stop - part.start)
-        except Exception as error:
+        except Exception as error:  # the thread goes on, whatever it is; the step's own connection answers it
             self._schedule.remove(job)
             self._answer(job, error)
             return False
         return True
 
-    def _forward(self, slices: list[Slice]) -> list[_Job]:
+    def _forward(self, slices: list[Slice[_Job]]) -> list[_Job]:
         """Run slices together; returns the jobs that are complete."""
         started = time.monotonic()
         try:
@@ -194,8 +194,7 @@ class Engine:
         for (job, _, _), output in zip(slices, outputs, strict=True):
             job.outputs.append(output)
             job.seconds += ended - started
-        complete: list[_Job] = self._schedule.finished(slices, ended - started, ended)
-        return complete
+        return self._schedule.finished(slices, ended - started, ended)
 
     def _settle(self, jobs: list[_Job]) -> None:
         for job in jobs:

@@ -142,9 +142,8 @@ class ReplicaEngine:
         if running.alive:
             running.replica.release(cache.session)
 
-    def cache_bytes(self) -> int:
-        """Unknown from here: caches are on other machines."""
-        return 0
+    def cache_bytes(self) -> None:
+        """See `Runner`. Caches are on other machines."""
 
     def close(self) -> None:
         """See `Runner`."""

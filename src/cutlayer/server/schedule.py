@@ -1,6 +1,6 @@
 """Which rows go into the next forward: everybody's short steps, and as much of the long ones as the others can bear.
 
-A decode step of one position costs nearly what thirty cost, since reading the weights dominates, so all short steps go together.
+Reading the weights is most of what a decode step costs, and one forward reads them once, so all short steps go together.
 A long prefill would make everybody wait; while others are talking, it goes in slices that at most double the time of a forward.
 Tenants take turns with their slices.
 
@@ -10,7 +10,7 @@ Nothing here knows a model, a thread or a clock: times are handed in, in seconds
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
@@ -50,10 +50,13 @@ class Step:
         return self.rows - self.done
 
 
-class Slice(NamedTuple):
+S = TypeVar("S", bound=Step)
+
+
+class Slice(NamedTuple, Generic[S]):
     """Rows [start, stop) of a step, for one forward."""
 
-    step: Any
+    step: S
     start: int
     stop: int
 
@@ -73,7 +76,7 @@ class _Pace:
         self.answered = None
 
 
-class Schedule:
+class Schedule(Generic[S]):
     """Steps that wait, and what was learnt about who is about to send one.
 
     Args:
@@ -82,7 +85,7 @@ class Schedule:
 
     def __init__(self, window: float) -> None:
         self._window = window
-        self._waiting: deque[Any] = deque()
+        self._waiting: deque[S] = deque()
         self._paces: dict[Hashable, _Pace] = {}
         self._light: float | None = None
         """Mean seconds of a forward of short steps only."""
@@ -92,7 +95,7 @@ class Schedule:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, step: Any, now: float) -> None:
+    def add(self, step: S, now: float) -> None:
         """A step has arrived."""
         pace = self._paces.setdefault(step.session, _Pace())
         pace.asked(now)
@@ -100,7 +103,7 @@ class Schedule:
             pace.decoded = now
         self._waiting.append(step)
 
-    def drop(self, session: Hashable) -> list[Any]:
+    def drop(self, session: Hashable) -> list[S]:
         """Forget a session; returns its steps that had not finished."""
         self._paces.pop(session, None)
         dropped = [step for step in self._waiting if step.session == session]
@@ -116,11 +119,13 @@ class Schedule:
             if pace.answered is not None and pace.pause is not None
         ]
         likely = [time for time in due if now - self._window < time <= deadline]
+        # A little beyond the last of them: half of all steps come later than the mean.
         return max(min(deadline, max(likely) + self._window / 4) - now, 0.0) if likely else 0.0
 
-    def take(self, now: float) -> list[Slice]:
+    def take(self, now: float) -> list[Slice[S]]:
         """Rows of the next forward, which belong to different sessions."""
-        slices, rows = [], 0
+        slices: list[Slice[S]] = []
+        rows = 0
         for step in self._waiting:
             if step.left <= SHORT and rows + step.left <= MOST_ROWS:
                 slices.append(Slice(step, step.done, step.rows))
@@ -137,7 +142,7 @@ class Schedule:
                 budget -= size
         return slices
 
-    def finished(self, slices: Iterable[Slice], seconds: float, now: float) -> list[Any]:
+    def finished(self, slices: Iterable[Slice[S]], seconds: float, now: float) -> list[S]:
         """A forward has ended; returns the steps that are complete, which wait no longer."""
         slices = list(slices)
         rows = sum(stop - start for _, start, stop in slices)
@@ -157,7 +162,7 @@ class Schedule:
         self._waiting = deque(sorted(self._waiting, key=lambda step: id(step) in served))
         return complete
 
-    def remove(self, step: Any) -> None:
+    def remove(self, step: S) -> None:
         """A step waits no longer."""
         self._waiting = deque(other for other in self._waiting if other is not step)
 
@@ -171,10 +176,10 @@ class Schedule:
         return max(round(self._light / self._row), _SMALLEST_SLICE)
 
 
-def _in_turn(steps: list[Any]) -> list[Any]:
+def _in_turn(steps: list[S]) -> list[S]:
     """One step of each owner, then the second of each, and so on."""
     seen: dict[str, int] = {}
-    ranked: list[tuple[int, int, Any]] = []
+    ranked: list[tuple[int, int, S]] = []
     for step in steps:
         seen[step.owner] = seen.get(step.owner, 0) + 1
         ranked.append((seen[step.owner], len(ranked), step))

@@ -6,8 +6,6 @@ compared in constant time. It is never taken from the command line, where every 
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import secrets
 from typing import TYPE_CHECKING, Final
 
@@ -22,8 +20,6 @@ MIN_CHARACTERS: Final = 16
 MAX_CHARACTERS: Final = 4096
 """What fits an HTTP header everywhere."""
 RANDOM_BYTES: Final = 32
-
-_SCHEME: Final = "bearer"
 
 
 def create_token_file(file: Path) -> None:
@@ -51,16 +47,6 @@ def read_token_file(file: Path) -> Secret:
 def authorisation(token: Secret) -> str:
     """Value of the Authorization header that presents `token`."""
     return f"Bearer {token.reveal().decode('ascii')}"
-
-
-def token_matches(token: Secret, header: str | None) -> bool:
-    """Whether an Authorization header presents `token`. Takes the same time wherever the first difference is."""
-    scheme, _, presented = (header or "").partition(" ")
-    # Digests, so that not even the length of the token shows in the time.
-    expected, got = (
-        hashlib.sha256(value).digest() for value in (token.reveal(), presented.encode("utf-8", "surrogatepass"))
-    )
-    return hmac.compare_digest(expected, got) and scheme.lower() == _SCHEME
 
 
 def check_token(token: bytes, place: str) -> Secret:
