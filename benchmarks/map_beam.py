@@ -69,7 +69,12 @@ def map_beam(
     utility = Utility(scene.directory, scene.cut).measure(scene, study.ids[-40:])
     figures["perplexity_increase"] = exact(utility.perplexity_increase, "relative", utility.tokens)
     figures["greedy_agreement"] = exact(utility.agreement, "fraction", utility.tokens)
-    config = {**study.config(), "depth": depth, "defence": defence, "attacks": ATTACKS}
+    strongest = max(ATTACKS, key=lambda name: figures[f"{name}_token_accuracy"].value)
+    reached = figures[f"{strongest}_token_accuracy"]
+    config = {
+        **study.config(), "depth": depth, "defence": defence, "attacks": ATTACKS,
+        "measured": [study.measured(depth, defence, ATTACKS[strongest], reached, "map_beam")],
+    }  # fmt: skip
     finish(new_record("map_beam", command("map_beam"), config, figures, samples), write=write)
 
 
