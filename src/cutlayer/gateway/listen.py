@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import ssl
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
@@ -12,12 +11,13 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import uvicorn
 
-from cutlayer.errors import InputError
 from cutlayer.gateway.access import listen_policy, names_of
 from cutlayer.gateway.app import build_app
-from cutlayer.wire.pem import check_pair, check_validity, read_certificates, read_key
+from cutlayer.gateway.listener import authority, bound
+from cutlayer.wire.tls import load_pair
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Generator
     from pathlib import Path
 
@@ -50,15 +50,9 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
         InputError: a file is missing, unreadable, expired, or the two do not belong together.
         InsecureError: others can read the key.
     """
-    first = read_certificates(certificate)[0]
-    check_validity(first, certificate)
-    check_pair(first, read_key(key), certificate)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise InputError(f"{certificate} cannot be used for TLS: {error}") from error
+    load_pair(context, certificate, key)
     return context
 
 
@@ -84,9 +78,9 @@ def serve(
         InputError: the address cannot be bound.
     """
     listen_policy(address.host, tls is not None, keys is not None)
-    with _bound(address) as listener:
+    with bound(address.host, address.port) as listener:
         port = listener.getsockname()[1]
-        name = f"[{address.host}]" if ":" in address.host else address.host
+        url = f"{'https' if tls else 'http'}://{authority(address.host, port)}/v1"
         hosts = names_of(address.host, port, address.names)
         config = uvicorn.Config(
             build_app(gateway, hosts=hosts, origins=address.origins, keys=keys),
@@ -101,7 +95,7 @@ def serve(
             timeout_graceful_shutdown=_AFTER_DRAIN_S,
             ssl_context_factory=None if tls is None else (lambda config, default: tls),
         )
-        server = DrainingServer(config, gateway, lambda: ready(f"{'https' if tls else 'http'}://{name}:{port}/v1"))
+        server = DrainingServer(config, gateway, lambda: ready(url))
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
 
@@ -151,20 +145,3 @@ class DrainingServer(uvicorn.Server):
     def _stop(self) -> None:
         self.force_exit = self.should_exit  # the second time: now
         self.should_exit = True
-
-
-@contextmanager
-def _bound(address: Address) -> Generator[socket.socket, None, None]:
-    try:
-        family, kind, protocol, _, target = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise InputError(f"cannot listen on {address.host}:{address.port}: {error.strerror or error}") from error
-    with socket.socket(family, kind, protocol) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(target)
-        except OSError as error:
-            raise InputError(f"cannot listen on {address.host}:{address.port}: {error.strerror or error}") from error
-        yield listener

@@ -13,7 +13,6 @@ import asyncio
 import base64
 import re
 import secrets
-import socket
 import threading
 from contextlib import suppress
 from functools import partial
@@ -29,11 +28,13 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from cutlayer.audit.measured import statement_for
-from cutlayer.errors import CutlayerError, InputError, InsecureError
+from cutlayer.errors import CutlayerError, InsecureError
 from cutlayer.gateway.guard import LoopbackGuard
+from cutlayer.gateway.listener import authority, bound
 from cutlayer.types import Secret
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator, Callable
 
     from starlette.requests import Request
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 LONGEST_PROMPT: Final = 50_000
 _LONGEST_BODY: Final = 8 * LONGEST_PROMPT
 """Bytes: a character may be escaped."""
-_LOOPBACK: Final = {"127.0.0.1": socket.AF_INET, "localhost": socket.AF_INET, "::1": socket.AF_INET6}
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _LEAVE_S: Final = 2
 _BUSY: Final = "another question is being answered; stop it first, or wait"
 _PAGE: Final = files("cutlayer.gateway").joinpath("static/watch.html").read_text(encoding="utf-8")
@@ -185,24 +186,20 @@ def serve_page(page: WatchPage, host: str, port: int, ready: Callable[[str], Non
         raise InsecureError(
             f"this page shows prompts and is served to this machine only, not on {host!r}; choose one of {', '.join(_LOOPBACK)}"
         )
-    with socket.socket(_LOOPBACK[host]) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1" if host == "localhost" else host, port))
-        except OSError as error:
-            raise InputError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-        name = f"[{host}]" if ":" in host else host
-        bound = listener.getsockname()[1]
+    # "localhost" may be either family's; the page goes by both names, on the older one.
+    with bound("127.0.0.1" if host == "localhost" else host, port) as listener:
+        number = listener.getsockname()[1]
+        own = authority(host, number)
         token = secrets.token_urlsafe(24)
         config = uvicorn.Config(
-            page.app(Secret(token.encode()), frozenset({f"{name}:{bound}", f"localhost:{bound}"})),
+            page.app(Secret(token.encode()), frozenset({own, f"localhost:{number}"})),
             log_level="warning",
             access_log=False,
             server_header=False,
             ws="none",
             timeout_graceful_shutdown=_LEAVE_S,
         )
-        server = _Server(config, partial(ready, f"http://{name}:{bound}/{token}/"))
+        server = _Server(config, partial(ready, f"http://{own}/{token}/"))
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
 

@@ -24,6 +24,7 @@ __all__ = [
     "TokenBook",
     "client_context",
     "listen_policy",
+    "load_pair",
     "read_token_book",
     "read_token_file",
     "server_context",
@@ -46,7 +47,7 @@ def server_context(directory: Path, require_client_certificate: bool = True) -> 
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     # Nothing here resumes TLS sessions; a ticket would only let an observer link a client's connections.
     context.num_tickets = 0
-    _load_own(context, directory, "server")
+    load_pair(context, directory / "server.pem", directory / "server.key")
     if require_client_certificate:
         _load_authorities(context, directory)
         context.verify_mode = ssl.CERT_REQUIRED
@@ -71,14 +72,19 @@ def client_context(directory: Path | None = None) -> ssl.SSLContext:
         return context
     _load_authorities(context, directory)
     if (directory / "client.pem").exists() or (directory / "client.key").exists():
-        _load_own(context, directory, "client")
+        load_pair(context, directory / "client.pem", directory / "client.key")
     elif (directory / "server.key").exists():
         raise InputError(f"{directory} is the server's folder; give the client's, e.g. {directory.parent / 'client'}")
     return context
 
 
-def _load_own(context: ssl.SSLContext, directory: Path, stem: str) -> None:
-    file, key_file = directory / f"{stem}.pem", directory / f"{stem}.key"
+def load_pair(context: ssl.SSLContext, file: Path, key_file: Path) -> None:
+    """Have `context` present the certificate in `file`, which may bring its chain.
+
+    Raises:
+        InputError: a file is missing, unreadable, expired, or the two do not belong together.
+        InsecureError: others can read the key.
+    """
     certificate, key = read_certificates(file)[0], read_key(key_file)
     check_validity(certificate, file)
     check_pair(certificate, key, file)
