@@ -50,7 +50,7 @@ class Sessions(RuleBasedStateMachine):
         self.next += count
         rows = torch.tensor(values).view(-1, 1, 1)
         self.pool.write(0, torch.tensor(table.slots(table.position, end)), rows, -rows)
-        table.position = end
+        table.tree.extend(count)
         self.written[table] += values
 
     @rule(table=tables, share=st.floats(0, 1))
@@ -108,7 +108,7 @@ def test_a_reservation_is_kept_through_rollback_and_against_others() -> None:
     pool = PagePool(1, 4 * PAGE)
     promised = PageTable(pool, "a", 3 * PAGE)
     promised.grow(3 * PAGE)
-    promised.position = 3 * PAGE
+    promised.tree.extend(3 * PAGE)
     promised.rollback(0)
     other = PageTable(pool, "b")
     other.grow(PAGE)

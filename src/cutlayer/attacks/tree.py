@@ -69,7 +69,7 @@ class TreeForward:
                 past_key_values=self._cache if self._layers else None,
                 use_cache=bool(self._layers),
             )
-        self._cache.advance(count)
+        self._cache.tree.extend(count)
         hidden: torch.Tensor = output.last_hidden_state[0].float()  # [N, D]
         return hidden
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from cutlayer.errors import ProtocolError
+from cutlayer.tree import Tree
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Sequence
 
 _FIRST_CAPACITY: Final = 128
 
@@ -76,12 +78,13 @@ class RollbackCache(Cache):  # type: ignore[misc]
 
     def __init__(self, layers: int) -> None:
         super().__init__(layers=[RollbackLayer() for _ in range(layers)])
-        # A part without layers (k = 0 or m = 0) still has a position.
-        self.position = 0
+        # A part without layers (k = 0 or m = 0) still has positions.
+        self.tree = Tree()
 
-    def advance(self, tokens: int) -> None:
-        """Note that `tokens` more positions have passed through the part."""
-        self.position += tokens
+    @property
+    def position(self) -> int:
+        """Slots held; of a chain, its positions."""
+        return len(self.tree)
 
     def rollback(self, position: int) -> None:
         """Forget everything from `position` on.
@@ -89,11 +92,20 @@ class RollbackCache(Cache):  # type: ignore[misc]
         Raises:
             ProtocolError: `position` lies beyond what is held.
         """
-        if not 0 <= position <= self.position:
-            raise ProtocolError(f"cannot roll back to position {position}: the cache holds {self.position}")
-        self.position = position
+        self.keep(position)
+
+    def keep(self, anchor: int, path: Sequence[int] = ()) -> None:
+        """Of the slots from `anchor` on keep those of a path, see `Tree.keep`, and forget the others.
+
+        Raises:
+            ProtocolError: it is none; nothing changes.
+        """
+        self.tree.check_path(anchor, path)
+        if list(path) != list(range(len(path))):
+            self._move(anchor, [anchor + distance for distance in path])
+        self.tree.keep(anchor, path)
         for layer in self.layers:
-            layer.length = min(layer.length, position)
+            layer.length = min(layer.length, self.position)
 
     def select(self, positions: torch.Tensor) -> None:
         """Keep only the given positions, in that order; ones that were rotated for another place stay so.
@@ -107,11 +119,17 @@ class RollbackCache(Cache):  # type: ignore[misc]
         count = len(positions)
         if count and not 0 <= int(positions[0]) <= int(positions[-1]) < self.position:
             raise ProtocolError(f"cannot keep {positions.tolist()}: the cache holds {self.position} positions")
+        self._move(0, positions)
         for layer in self.layers:
-            layer.keys[:, :, :count] = layer.keys[:, :, positions]
-            layer.values[:, :, :count] = layer.values[:, :, positions]
             layer.length = count
-        self.position = count
+        self.tree.rollback(count)
+
+    @torch.inference_mode()  # forwards made the buffers in this mode, and they can be written in no other
+    def _move(self, start: int, sources: torch.Tensor | list[int]) -> None:
+        stop = start + len(sources)
+        for layer in self.layers:
+            layer.keys[:, :, start:stop] = layer.keys[:, :, sources]
+            layer.values[:, :, start:stop] = layer.values[:, :, sources]
 
     def nbytes(self) -> int:
         """Bytes allocated on the device."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from cutlayer.errors import CacheFullError, ProtocolError
+from cutlayer.tree import Tree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,6 +71,13 @@ class PagePool:
             self._layers[layer] = held
         held[0].index_copy_(0, slots, keys)
         held[1].index_copy_(0, slots, values)
+
+    @torch.inference_mode()  # as the forward that made the tensors
+    def move(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
+        """Copy what the slots `sources` [P] hold in every layer to the slots `targets` [P]."""
+        for held in filter(None, self._layers):
+            for tensor in held:
+                tensor[targets] = tensor[sources]
 
     def read(self, layer: int, runs: Sequence[range]) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [S, H, d] of slots in `runs`, which were written before; a view if there is one run."""
@@ -153,10 +161,15 @@ class PageTable:
     def __init__(self, pool: PagePool, owner: str, reserve: int = 0) -> None:
         self.pool = pool
         self.owner = owner
-        self.position = 0
+        self.tree = Tree()
         self._reserved = -(-reserve // PAGE)
         self._runs: list[range] = []
         self._hold(self._reserved)
+
+    @property
+    def position(self) -> int:
+        """Slots held."""
+        return len(self.tree)
 
     def grow(self, positions: int) -> None:
         """Have room for `positions` positions in all.
@@ -172,15 +185,25 @@ class PageTable:
         Raises:
             ProtocolError: `position` lies beyond what is held.
         """
-        if not 0 <= position <= self.position:
-            raise ProtocolError(f"cannot roll back to position {position}: the cache holds {self.position}")
-        self.position = position
-        self._shrink(max(-(-position // PAGE), self._reserved))
+        self.keep(position)
+
+    def keep(self, anchor: int, path: Sequence[int] = ()) -> None:
+        """Of the slots from `anchor` on keep those of a path, see `Tree.keep`, and forget the others.
+
+        Raises:
+            ProtocolError: it is none; nothing changes.
+        """
+        self.tree.check_path(anchor, path)
+        if list(path) != list(range(len(path))):
+            slots = torch.tensor(self.slots(anchor, self.position))
+            self.pool.move(slots[list(path)], slots[: len(path)])
+        self.tree.keep(anchor, path)
+        self._shrink(max(-(-self.position // PAGE), self._reserved))
 
     def free(self) -> None:
         """Give all pages back."""
-        self.position = self._reserved = 0
-        self._shrink(0)
+        self._reserved = 0
+        self.rollback(0)
 
     def slots(self, start: int, stop: int) -> list[int]:
         """Slots of the positions from `start` to before `stop`, which fit the pages held."""

@@ -23,12 +23,15 @@ from cutlayer.models.cache import RollbackCache
 from cutlayer.models.checkpoint import Checkpoint
 from cutlayer.models.family import FINAL_NORM, read_config
 from cutlayer.models.fill import fill
+from cutlayer.models.visibility import positions, visible
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from cutlayer.tree import Tree
     from cutlayer.types import Cut
 
 
@@ -56,25 +59,46 @@ class Part(nn.Module):
         tensors = {id(t): t for t in (*self.shell.parameters(), *self.shell.buffers())}
         return sum(t.nbytes for t in tensors.values())
 
-    def _run(self, model: nn.Module, cache: RollbackCache, tokens: int, **inputs: torch.Tensor | int) -> object:
-        device = self.shell.device
-        positions = torch.arange(cache.position, cache.position + tokens, device=device).unsqueeze(0)  # [1, T]
-        output = model(
-            **inputs,
-            position_ids=positions,
-            past_key_values=cache if self.layers else None,
-            use_cache=bool(self.layers),
-        )
-        cache.advance(tokens)
-        return output
+    def _run(
+        self, model: nn.Module, cache: RollbackCache, count: int, backs: Sequence[int], **inputs: torch.Tensor | int
+    ) -> object:
+        base, device = cache.position, self.shell.device
+        cache.tree.extend(count, backs)
+        try:
+            # Without branches transformers makes the mask, and for one row or a first chunk knows how to do without.
+            mask = self._tree_masks(cache.tree, base) if cache.tree.trunk < cache.position else None
+            return model(
+                **inputs,
+                position_ids=torch.tensor([positions(cache.tree, base)], device=device),  # [1, T]
+                attention_mask=mask,
+                past_key_values=cache if self.layers else None,
+                use_cache=bool(self.layers),
+            )
+        except BaseException:
+            cache.rollback(base)
+            raise
+
+    def _tree_masks(self, tree: Tree, start: int) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Additive masks [1, 1, T, S]: one for each kind of layer, or one for all, as the family takes them."""
+        config, parameter = self.shell.base_model.config, next(self.shell.parameters())
+        window = getattr(config, "sliding_window", None)
+
+        def mask(window: int | None) -> torch.Tensor:
+            seen = visible(tree, start, window, parameter.device)  # [T, S]
+            lowest = torch.finfo(parameter.dtype).min
+            return torch.zeros_like(seen, dtype=parameter.dtype).masked_fill(~seen, lowest)[None, None]
+
+        if getattr(config, "layer_types", None):
+            return {"full_attention": mask(None), "sliding_attention": mask(window)}
+        return mask(window)
 
 
 class Head(Part):
     """Embedding and the first k layers."""
 
-    def forward(self, ids: torch.Tensor, cache: RollbackCache) -> torch.Tensor:
-        """Token ids [B, T] → hidden states [B, T, D]."""
-        output = self._run(self.shell.base_model, cache, ids.shape[1], input_ids=ids)
+    def forward(self, ids: torch.Tensor, cache: RollbackCache, backs: Sequence[int] = ()) -> torch.Tensor:
+        """Token ids [B, T] → hidden states [B, T, D]. `backs` [T] as in `Tree.extend`; none for a chain."""
+        output = self._run(self.shell.base_model, cache, ids.shape[1], backs, input_ids=ids)
         return output.last_hidden_state  # type: ignore[attr-defined, no-any-return]
 
     def embedding(self) -> torch.Tensor:
@@ -85,18 +109,21 @@ class Head(Part):
 class Body(Part):
     """The middle layers."""
 
-    def forward(self, hidden: torch.Tensor, cache: RollbackCache) -> torch.Tensor:
-        """Hidden states [B, T, D] → hidden states [B, T, D]."""
-        output = self._run(self.shell.base_model, cache, hidden.shape[1], inputs_embeds=hidden)
+    def forward(self, hidden: torch.Tensor, cache: RollbackCache, backs: Sequence[int] = ()) -> torch.Tensor:
+        """Hidden states [B, T, D] → hidden states [B, T, D]. `backs` [T] as in `Tree.extend`."""
+        output = self._run(self.shell.base_model, cache, hidden.shape[1], backs, inputs_embeds=hidden)
         return output.last_hidden_state  # type: ignore[attr-defined, no-any-return]
 
 
 class Tail(Part):
     """The last m layers, the final norm and the output head."""
 
-    def forward(self, hidden: torch.Tensor, cache: RollbackCache, keep: int = 0) -> torch.Tensor:
-        """Hidden states [B, T, D] → logits of the last `keep` positions [B, keep, V] (0 keeps all T)."""
-        output = self._run(self.shell, cache, hidden.shape[1], inputs_embeds=hidden, logits_to_keep=keep)
+    def forward(
+        self, hidden: torch.Tensor, cache: RollbackCache, keep: int = 0, backs: Sequence[int] = ()
+    ) -> torch.Tensor:
+        """Hidden states [B, T, D] → logits of the last `keep` positions [B, keep, V] (0 keeps all T). `backs` [T] as in
+        `Tree.extend`."""
+        output = self._run(self.shell, cache, hidden.shape[1], backs, inputs_embeds=hidden, logits_to_keep=keep)
         return output.logits  # type: ignore[attr-defined, no-any-return]
 
 

@@ -19,11 +19,14 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface
 
+from cutlayer.models.visibility import positions, visible
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cutlayer.models.pages import PagePool, PageTable
     from cutlayer.models.parts import Body
+    from cutlayer.tree import Tree
 
 ATTENTION: Final = "cutlayer_ragged"
 
@@ -34,6 +37,8 @@ class Chunk(NamedTuple):
     table: PageTable
     hidden: torch.Tensor
     """[T, D]"""
+    backs: Sequence[int] = ()
+    """[T] as in `Tree.extend`; none for a chain."""
 
 
 class _Span(NamedTuple):
@@ -42,35 +47,39 @@ class _Span(NamedTuple):
     start: int
     stop: int
     runs: list[range]
+    tree: Tree
     past: int
-    """Positions before the chunk's first."""
+    """Slots before the chunk's first."""
+
+    @property
+    def single(self) -> bool:
+        """Whether it is one row that sees everything held."""
+        return self.stop - self.start == 1 and self.tree.trunk == self.past + 1
 
 
 class _Batch:
-    """Where the rows of one forward go and what they see; the same for all layers."""
+    """Where the rows of one forward, which the tables hold already, go and what they see; the same for all layers."""
 
     def __init__(self, pool: PagePool, chunks: Sequence[Chunk], device: torch.device) -> None:
         self.pool = pool
         self.spans: list[_Span] = []
         slots: list[int] = []
-        positions: list[int] = []
-        for table, hidden in chunks:
-            past, end = table.position, table.position + len(hidden)
-            self.spans.append(_Span(len(positions), len(positions) + len(hidden), table.runs(end), past))
+        places: list[int] = []
+        for table, hidden, _ in chunks:
+            end = table.position
+            past = end - len(hidden)
+            self.spans.append(_Span(len(slots), len(slots) + len(hidden), table.runs(end), table.tree, past))
             slots += table.slots(past, end)
-            positions += range(past, end)
+            places += positions(table.tree, past)
         self.slots = torch.tensor(slots, device=device)  # [ΣT]
-        self.positions = torch.tensor([positions], device=device)  # [1, ΣT]
+        self.positions = torch.tensor([places], device=device)  # [1, ΣT]
         self._masks: dict[tuple[int, int | None], torch.Tensor] = {}
 
     def mask(self, span: _Span, window: int | None) -> torch.Tensor:
         """Which of S positions each of T rows may see, bool [T, S]."""
         key = span.start, window
         if key not in self._masks:
-            rows = self.positions[0, span.start : span.stop, None]  # [T, 1]
-            seen = torch.arange(span.past + span.stop - span.start, device=rows.device)  # [S]
-            allowed = seen <= rows  # [T, S]
-            self._masks[key] = allowed if window is None else allowed & (seen > rows - window)
+            self._masks[key] = visible(span.tree, span.past, window, self.slots.device)
         return self._masks[key]
 
 
@@ -100,10 +109,16 @@ class RaggedBody(nn.Module):
             Hidden states [T, D] of each.
         """
         hidden = torch.cat([chunk.hidden for chunk in chunks]).unsqueeze(0)  # [1, ΣT, D]
-        batch = _Batch(self.pool, chunks, hidden.device)
-        output = self._base(inputs_embeds=hidden, position_ids=batch.positions, use_cache=False, ragged=batch)
-        for chunk in chunks:
-            chunk.table.position += len(chunk.hidden)
+        before = [chunk.table.position for chunk in chunks]
+        try:
+            for table, rows, backs in chunks:
+                table.tree.extend(len(rows), backs)
+            batch = _Batch(self.pool, chunks, hidden.device)
+            output = self._base(inputs_embeds=hidden, position_ids=batch.positions, use_cache=False, ragged=batch)
+        except BaseException:
+            for chunk, position in zip(chunks, before, strict=True):
+                chunk.table.tree.rollback(position)
+            raise
         return list(output.last_hidden_state[0].split([len(chunk.hidden) for chunk in chunks]))
 
 
@@ -127,7 +142,7 @@ def _attend(
     for span in ragged.spans:
         keys, values = ragged.pool.read(layer, span.runs)  # [S, K, d]
         rows = query[0, :, span.start : span.stop]  # [H, T, d]
-        if span.stop - span.start == 1:
+        if span.single:
             if sliding_window is not None:
                 keys, values = keys[-sliding_window:], values[-sliding_window:]
             # The heads that share keys become rows of one small product, so keys are not copied for each.

@@ -21,6 +21,7 @@ from cutlayer.server.schedule import Schedule, Slice, Step
 
 if TYPE_CHECKING:
     from cutlayer.models.parts import Body
+    from cutlayer.tree import Placement
 
 WINDOW_S: Final = 0.002
 """How long a forward waits for steps that are about to arrive."""
@@ -45,10 +46,10 @@ class Runner(Protocol):
             CacheFullError: there is no room.
         """
 
-    async def run(self, hidden: torch.Tensor, base: int, cache: Any) -> Computed:
-        """Roll `cache` back to `base` and run hidden states [T, D] through the body.
+    async def run(self, hidden: torch.Tensor, place: Placement, cache: Any) -> Computed:
+        """Run hidden states [T, D] through the body at their place in `cache`.
 
-        A step that fails leaves the cache at `base` or somewhere in the step. Cancelling does not interrupt a forward that
+        A step that fails leaves the cache as it was, or at the place's base, or somewhere in the step. Cancelling does not interrupt a forward that
         has begun.
 
         Raises:
@@ -67,11 +68,13 @@ class Runner(Protocol):
 
 
 class _Job(Step):
-    def __init__(self, done: asyncio.Future[Computed], hidden: torch.Tensor, base: int, table: PageTable) -> None:
+    def __init__(
+        self, done: asyncio.Future[Computed], hidden: torch.Tensor, place: Placement, table: PageTable
+    ) -> None:
         super().__init__(table, table.owner, len(hidden))
         self.future = done
         self.hidden = hidden
-        self.base = base
+        self.place = place
         self.table = table
         self.outputs: list[torch.Tensor] = []
         self.seconds = 0.0
@@ -102,10 +105,10 @@ class Engine:
         """See `Runner`."""
         return PageTable(self._pool, owner, reserve)
 
-    async def run(self, hidden: torch.Tensor, base: int, cache: PageTable) -> Computed:
+    async def run(self, hidden: torch.Tensor, place: Placement, cache: PageTable) -> Computed:
         """See `Runner`."""
         done: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
-        self._inbox.put(_Job(done, hidden, base, cache))
+        self._inbox.put(_Job(done, hidden, place, cache))
         return await done
 
     def release(self, cache: PageTable) -> None:
@@ -163,7 +166,7 @@ class Engine:
             return False
         try:
             if part.start == 0:
-                job.table.rollback(job.base)
+                job.table.keep(job.place.anchor, job.place.path)
             job.table.grow(job.table.position + part.stop - part.start)
         except Exception as error:  # the thread goes on, whatever it is; the step's own connection answers it
             self._schedule.remove(job)
@@ -178,7 +181,11 @@ class Engine:
             with torch.inference_mode():
                 outputs = self._body(
                     [
-                        Chunk(job.table, job.hidden[start:stop].to(self._device, self._dtype))
+                        Chunk(
+                            job.table,
+                            job.hidden[start:stop].to(self._device, self._dtype),
+                            job.place.backs[start:stop],
+                        )
                         for job, start, stop in slices
                     ]
                 )  # [T, D] each
@@ -186,7 +193,7 @@ class Engine:
             if len(slices) > 1:  # one session's trouble is not the others'
                 return [job for one in slices for job in self._forward([one])]
             job = slices[0].step
-            job.table.rollback(job.base)
+            job.table.rollback(job.place.base)
             self._schedule.remove(job)
             self._answer(job, error)
             return []

@@ -23,6 +23,7 @@ from cutlayer.types import Cut
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from cutlayer.tree import Placement
     from cutlayer.types import DtypeName
 
 
@@ -50,12 +51,12 @@ class RayReplica:
         with _losses():
             return [name for stage in self._stages for name in await stage.opened.remote()]
 
-    async def run(self, session: int, owner: str, hidden: torch.Tensor, base: int) -> Computed:
+    async def run(self, session: int, owner: str, hidden: torch.Tensor, place: Placement) -> Computed:
         """See `Replica`."""
         packet: Any = (packed(hidden.to(getattr(torch, self._dtype))), 0)
         with _losses():
             for stage in self._stages:  # each call takes the reference of the one before: states skip this process
-                packet = stage.run.remote(session, owner, base, packet)
+                packet = stage.run.remote(session, owner, place, packet)
             output, microseconds = await packet
         return Computed(unpacked(output, self._dtype), microseconds)
 

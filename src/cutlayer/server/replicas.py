@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from cutlayer.server.engine import Computed
+    from cutlayer.tree import Placement
 
 log: Final = structlog.get_logger("cutlayer.server")
 
@@ -37,8 +38,8 @@ class Replica(Protocol):
             SessionLostError: it died, or could not start.
         """
 
-    async def run(self, session: int, owner: str, hidden: torch.Tensor, base: int) -> Computed:
-        """Roll the session back to `base`, creating it at 0, and run hidden states [T, D].
+    async def run(self, session: int, owner: str, hidden: torch.Tensor, place: Placement) -> Computed:
+        """Run hidden states [T, D] at their place in the session, creating it at 0.
 
         Raises:
             CacheFullError: no room.
@@ -122,13 +123,13 @@ class ReplicaEngine:
         least.sessions.add(self._next)
         return Place(least, self._next, owner)
 
-    async def run(self, hidden: torch.Tensor, base: int, cache: Place) -> Computed:
+    async def run(self, hidden: torch.Tensor, place: Placement, cache: Place) -> Computed:
         """See `Runner`."""
         running = cache.replica
         if not running.alive:
             raise SessionLostError("the replica that held the session has died")
         try:
-            return await running.replica.run(cache.session, cache.owner, hidden, base)
+            return await running.replica.run(cache.session, cache.owner, hidden, place)
         except SessionLostError:
             self._bury(running)
             raise

@@ -22,6 +22,7 @@ from cutlayer.errors import (
     UnknownNameError,
 )
 from cutlayer.server.rate import Rates
+from cutlayer.tree import Placement
 from cutlayer.wire import frames
 from cutlayer.wire.codecs import CODECS
 from cutlayer.wire.server_session import refusal
@@ -168,12 +169,13 @@ class _Connection:
             wanted = not step.flags & frames.NO_REPLY
             try:
                 await self._service.rates.pass_through(held.wire.owner, step.count)
-                output, microseconds = await self._run(hidden, step.base, held)
+                place = Placement(step.base, step.path, step.parents)
+                output, microseconds = await self._run(hidden, place, held)
                 returned = held.wire.codec.encode(output) if wanted else b""
             except BaseException as error:
                 # The cache is left alone: a cancelled step may still be running in the engine's thread, and what the cache
                 # holds beyond the session's position is overwritten by the next step.
-                held.wire.forget_from(step.base)
+                held.wire.forget_from(step.anchor)
                 if isinstance(error, NonFiniteError):
                     raise RefusedError(RemoteCode.NON_FINITE, f"the model's output: {error}") from None
                 if isinstance(error, SessionLostError):
@@ -190,11 +192,11 @@ class _Connection:
             frames.Result(step.sequence, step.base, step.count, min(microseconds, _LONGEST_US)), returned
         )
 
-    async def _run(self, hidden: torch.Tensor, base: int, held: HeldSession) -> Computed:
+    async def _run(self, hidden: torch.Tensor, place: Placement, held: HeldSession) -> Computed:
         service = self._service
         while True:
             try:
-                return await service.engine.run(hidden, base, held.cache)
+                return await service.engine.run(hidden, place, held.cache)
             except CacheFullError as error:
                 if error.own or not service.table.evict():
                     raise

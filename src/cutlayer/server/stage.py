@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy
 
     from cutlayer.models.weights import WeightsName
+    from cutlayer.tree import Placement
     from cutlayer.types import Cut, DtypeName
 
 _CARRIER: Final = {"float32": torch.float32, "bfloat16": torch.int16, "float16": torch.int16}
@@ -69,7 +70,7 @@ class Stage:
         return self._opened
 
     async def run(
-        self, session: int, owner: str, base: int, packet: tuple[numpy.ndarray[Any, Any], int]
+        self, session: int, owner: str, place: Placement, packet: tuple[numpy.ndarray[Any, Any], int]
     ) -> tuple[numpy.ndarray[Any, Any], int]:
         """Hidden states [T, D] and the microseconds spent before → the same after this stage.
 
@@ -77,11 +78,11 @@ class Stage:
             SessionLostError: the session is not here.
         """
         if session not in self._caches:
-            if base:
+            if place.base:
                 raise SessionLostError("this stage does not hold the session")
             self._caches[session] = self._engine.new_cache(owner, 0)
         hidden, spent = packet
-        output, microseconds = await self._engine.run(unpacked(hidden, self._dtype), base, self._caches[session])
+        output, microseconds = await self._engine.run(unpacked(hidden, self._dtype), place, self._caches[session])
         return packed(output), spent + microseconds
 
     async def release(self, session: int) -> None:

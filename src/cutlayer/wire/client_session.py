@@ -19,6 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from cutlayer.errors import ProtocolError, RemoteError
+from cutlayer.tree import check_backs
 from cutlayer.wire import frames
 from cutlayer.wire.frames import NO_REPLY, Kind
 from cutlayer.wire.prefix import PrefixDigests
@@ -36,6 +37,14 @@ class Output(NamedTuple):
     positions: int
     payload: memoryview
     compute_us: int
+
+
+class _Pending(NamedTuple):
+    """A step that was sent."""
+
+    step: frames.Step
+    wanted: bool = True
+    """Whether its rows still stand; the answer comes either way."""
 
 
 class Replayed(NamedTuple):
@@ -64,15 +73,17 @@ class ClientSession:
         self._rows = bytearray()
         self._digests = PrefixDigests()
         self._sequence = 0  # counts afresh in every epoch, on both sides
-        self._pending: deque[frames.Step] = deque()
+        self._pending: deque[_Pending] = deque()
+        self._agreed = 0
+        """Positions on which both sides agree, whichever of the steps under way arrived."""
         self._asked: type[frames.Header] | None = None
         """The only answer that has a place now, if it is not a RESULT."""
         self._resume_from = 0
 
     @property
     def outstanding(self) -> int:
-        """Steps sent and not yet answered."""
-        return len(self._pending)
+        """Steps sent and not yet answered whose answers are wanted."""
+        return sum(pending.wanted for pending in self._pending)
 
     def open(self, fingerprint: str, cut: Cut, codec: str, max_positions: int = 0) -> bytes:
         """Ask for a new session. Rows already sent are kept for `replay`."""
@@ -83,7 +94,7 @@ class ClientSession:
     def forget_server(self) -> None:
         """Give up the server's half: from here only `open` leads on."""
         self.id = None
-        self._resume_from = 0
+        self._resume_from = self._agreed = 0
 
     def resume(self) -> bytes:
         """Ask to continue this session on a new connection.
@@ -98,37 +109,48 @@ class ClientSession:
             raise ProtocolError("cannot resume a session that was never opened")
         self.epoch += 1
         self._asked = frames.Resumed
-        return frames.encode(frames.Resume(self.id, self.epoch, self._settled))
+        self._pending = deque(pending for pending in self._pending if pending.wanted)
+        return frames.encode(frames.Resume(self.id, self.epoch, self._agreed))
 
-    def step(self, base: int, rows: bytes) -> bytes:
+    def step(self, base: int, rows: bytes, path: bytes = b"", parents: bytes = b"") -> bytes:
         """Send `rows` as the positions from `base` on, rolling back to `base` first if it lies behind.
 
+        Answers to earlier steps that are rolled back are dropped when they come.
+
+        Args:
+            base: first of the positions.
+            rows: encoded hidden states.
+            path: which of the rows sent last to keep before; see `frames.Step`.
+            parents: what each row follows; see `frames.Step`.
+
         Raises:
-            ProtocolError: `base` lies beyond what was sent, or the rows exceed a limit.
+            ProtocolError: `base` lies beyond what was sent, the rows exceed a limit, or there is no such path or parent.
         """
         count, rest = divmod(len(rows), self.row_bytes)
         if rest or not 1 <= count <= self.max_step_positions:
             raise ProtocolError(f"a step takes 1 to {self.max_step_positions} whole rows, not {len(rows)} bytes")
-        if base < self.sent and self._pending:
-            raise ProtocolError(f"cannot roll back to {base} while {len(self._pending)} steps are unanswered")
-        if base > self.sent:
-            raise ProtocolError(f"step from position {base} would leave a gap: {self.sent} positions were sent")
         if base + count > self.max_positions:
             raise ProtocolError(
                 f"position {base + count} exceeds the session's {self.max_positions}; shorten the prompt or the answer, "
                 "or raise the server's --max-positions"
             )
-        self._rollback(base)
-        step = self._next_step(base, count, flags=0)
+        anchor = base - len(path)
+        tree = self._digests.tree
+        tree.check_path(anchor, path)
+        check_backs(count, parents, base, tree.trunk_after(anchor, path))
+        self._drop(anchor)
+        self._keep(anchor, path)
+        step = self._next_step(base, count, flags=0, path=path, parents=parents)
         self._rows += rows
-        self._digests.extend(rows, self.row_bytes)
+        self._digests.extend(rows, self.row_bytes, parents)
         self.sent = base + count
-        self._pending.append(step)
+        self._agreed = min(self._agreed, anchor)
+        self._pending.append(_Pending(step))
         return frames.encode(step, rows)
 
     def abandon(self) -> None:
         """Forget the unanswered steps and their rows. Answers may still be on their way, so a resume must follow."""
-        self._rollback(self._settled)
+        self._keep(self._settled)
         self._pending.clear()
 
     def close(self) -> bytes:
@@ -140,7 +162,7 @@ class ClientSession:
         """Take one frame from the server.
 
         Returns:
-            The output of the oldest outstanding step, or None for any other frame.
+            The output of the oldest outstanding step, or None for any other frame, and where nobody waits for it any more.
 
         Raises:
             FrameError: malformed.
@@ -163,7 +185,7 @@ class ClientSession:
                 if header.epoch != self.epoch:
                     raise ProtocolError(f"the server resumed at epoch {header.epoch} where {self.epoch} was asked for")
                 self._sequence = 0
-                known = header.position <= self._settled and self._digests.at(header.position) == header.digest
+                known = header.position <= self._agreed and self._digests.at(header.position) == header.digest
                 self._resume_from = header.position if known else 0
             case frames.Closed():
                 self.id = None
@@ -180,11 +202,14 @@ class ClientSession:
         """
         unanswered, target = self._unanswered, self._settled
         per_frame = max(1, min(self.max_step_positions, max_bytes // self.row_bytes))
-        lacking = range(min(self._resume_from, target), target, per_frame)
-        silent = [self._next_step(base, min(per_frame, target - base), NO_REPLY) for base in lacking]
+        first = min(self._resume_from, target)
+        silent = [
+            self._next_step(base, min(per_frame, target - base), NO_REPLY) for base in range(first, target, per_frame)
+        ]
         again = [self._next_step(step.base, step.count, flags=0) for step in unanswered]
         # Set before the first frame leaves: whatever happens while sending, no unanswered step is forgotten.
-        self._pending = deque((*silent, *again))
+        self._pending = deque(_Pending(step) for step in (*silent, *again))
+        self._agreed = first
         rows = memoryview(bytes(self._rows))
         for step in (*silent, *again):
             sent = rows[step.base * self.row_bytes : (step.base + step.count) * self.row_bytes]
@@ -192,7 +217,7 @@ class ClientSession:
 
     @property
     def _unanswered(self) -> list[frames.Step]:
-        return [step for step in self._pending if not step.flags & NO_REPLY]
+        return [pending.step for pending in self._pending if pending.wanted and not pending.step.flags & NO_REPLY]
 
     @property
     def _settled(self) -> int:
@@ -200,29 +225,49 @@ class ClientSession:
         unanswered = self._unanswered
         return unanswered[0].base if unanswered else self.sent
 
-    def _rollback(self, position: int) -> None:
-        del self._rows[position * self.row_bytes :]
-        self._digests.rollback(position)
-        self.sent = position
+    def _drop(self, position: int) -> None:
+        """Nobody waits any more for the answers to steps from `position` on.
 
-    def _next_step(self, base: int, count: int, flags: int) -> frames.Step:
+        Raises:
+            ProtocolError: it lies within an unanswered step.
+        """
+        for step in self._unanswered:
+            if step.base < position < step.base + step.count:
+                raise ProtocolError(f"cannot roll back to {position}, within the unanswered step from {step.base}")
+        self._pending = deque(
+            _Pending(step, wanted and (step.base < position or bool(step.flags & NO_REPLY)))
+            for step, wanted in self._pending
+        )
+
+    def _keep(self, anchor: int, path: bytes = b"") -> None:
+        size = self.row_bytes
+        rows = [self._rows[(anchor + distance) * size : (anchor + distance + 1) * size] for distance in path]
+        self._rows[anchor * size :] = b"".join(rows)
+        self._digests.keep(anchor, path)
+        self.sent = anchor + len(path)
+
+    def _next_step(self, base: int, count: int, flags: int, path: bytes = b"", parents: bytes | None = None) -> frames.Step:
+        """The next step, of rows held already if no parents are given."""
         self._sequence = (self._sequence + 1) % frames.SEQUENCES
-        return frames.Step(self._sequence, base, count, flags, self._digests.at(base))
+        if parents is None:
+            parents = self._digests.tree.backs(base, base + count)
+        return frames.Step(self._sequence, base, count, flags, self._digests.at(base), path, parents)
 
     def _result(self, header: frames.Result, payload: memoryview) -> Output:
         if not self._pending:
             raise ProtocolError("the server answered a step that was never sent")
-        step = self._pending[0]
+        step, wanted = self._pending[0]
         if (header.sequence, header.base, header.count) != (step.sequence, step.base, step.count):
             raise ProtocolError(
                 f"the server answered step {header.sequence} ({header.base}+{header.count}) "
                 f"where step {step.sequence} ({step.base}+{step.count}) was due"
             )
-        wanted = 0 if step.flags & NO_REPLY else step.count * self.row_bytes
-        if len(payload) != wanted:
-            raise ProtocolError(f"the server returned {len(payload)} bytes for a step that takes {wanted}")
+        due = 0 if step.flags & NO_REPLY else step.count * self.row_bytes
+        if len(payload) != due:
+            raise ProtocolError(f"the server returned {len(payload)} bytes for a step that takes {due}")
         self._pending.popleft()
-        return Output(header.base, header.count, payload, header.compute_us)
+        self._agreed = min((pending.step.anchor for pending in self._pending), default=self.sent)
+        return Output(header.base, header.count, payload, header.compute_us) if wanted else None
 
 
 def _unpack(data: bytes) -> tuple[frames.Header, memoryview]:

@@ -41,6 +41,7 @@ Position = Annotated[int, msgspec.Meta(ge=0, le=MAX_POSITIONS)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=MAX_STEP_POSITIONS)]
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
+Distances = Annotated[bytes, msgspec.Meta(max_length=MAX_STEP_POSITIONS)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
 SessionId = Annotated[bytes, msgspec.Meta(min_length=SESSION_BYTES, max_length=SESSION_BYTES)]
 
@@ -110,8 +111,8 @@ class Resumed(Header, frozen=True):
 class Step(Header, frozen=True):
     """Client → server: run `count` positions from `base` on. Payload: their hidden states, [count, D].
 
-    A step is a function of its prefix alone: everything the server held from `base` on is forgotten first. Sending a
-    step again therefore changes nothing.
+    A step is a function of its prefix alone: everything the server held from `base` on is forgotten first, or, with a
+    `path`, everything that is not on it. Sending a step again therefore changes nothing.
     """
 
     sequence: Sequence
@@ -120,6 +121,15 @@ class Step(Header, frozen=True):
     flags: Annotated[int, msgspec.Meta(ge=0, le=1)]
     digest: Digest
     """Digest of the rows [0, base) as the client sent them."""
+    path: Distances = b""
+    """Which guesses turned out right: their distances, ascending, from position `base` − length. They move there."""
+    parents: Distances = b""
+    """For each row, the distance back to the one it follows; empty: each follows the one before it."""
+
+    @property
+    def anchor(self) -> int:
+        """Positions the path comes after: what is held before them stays as it is."""
+        return self.base - len(self.path)
 
 
 NO_REPLY: Final = 1

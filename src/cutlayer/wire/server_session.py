@@ -9,7 +9,8 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
-from cutlayer.errors import RefusedError, RemoteCode
+from cutlayer.errors import ProtocolError, RefusedError, RemoteCode
+from cutlayer.tree import check_backs
 from cutlayer.wire import frames
 from cutlayer.wire.prefix import PrefixDigests
 
@@ -65,7 +66,7 @@ class ServerSession:
             )
         self.epoch = asked.epoch
         self._sequence = 0
-        common = min(asked.position, self.position)
+        common = min(asked.position, self._digests.tree.trunk)
         return frames.encode(frames.Resumed(self.epoch, common, self._digests.at(common)))
 
     def accept(self, step: frames.Step, payload: memoryview) -> None:
@@ -83,6 +84,11 @@ class ServerSession:
             raise RefusedError(
                 RemoteCode.BAD_STEP, f"step from position {step.base} leaves a gap: {self.position} are held"
             )
+        try:
+            digest = self._digests.after(step.anchor, step.path)
+            check_backs(step.count, step.parents, step.base, self._digests.tree.trunk_after(step.anchor, step.path))
+        except ProtocolError as error:
+            raise RefusedError(RemoteCode.BAD_STEP, str(error)) from None
         if step.count > self.max_step_positions or step.base + step.count > self.max_positions:
             raise RefusedError(
                 RemoteCode.LIMIT,
@@ -94,15 +100,15 @@ class ServerSession:
                 RemoteCode.BAD_STEP,
                 f"{step.count} positions take {step.count * self.row_bytes} bytes, the payload has {len(payload)}",
             )
-        if step.digest != self._digests.at(step.base):
+        if step.digest != digest:
             raise RefusedError(
                 RemoteCode.PREFIX_MISMATCH, f"the prefix of {step.base} positions differs from the one held"
             )
 
     def commit(self, step: frames.Step, payload: memoryview) -> None:
         """Record a step that `accept` let pass and the model has run."""
-        self._digests.rollback(step.base)
-        self._digests.extend(payload, self.row_bytes)
+        self._digests.keep(step.anchor, step.path)
+        self._digests.extend(payload, self.row_bytes, step.parents)
         self._sequence = step.sequence
 
     def forget_from(self, position: int) -> None:
