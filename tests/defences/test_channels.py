@@ -338,6 +338,6 @@ def test_a_rank_beyond_the_hidden_size_is_refused(scene: Scene) -> None:
         with pytest.raises(InputError, match="rank 33 exceeds the hidden size 32"):
             build_defence(spec, secret(0), scene.head)
     with pytest.raises(InputError, match="rank 65 exceeds the hidden size 64"):
-        build_defence("lowrank:rank=65", secret(0)).release(ROW[None], Positions([0], [b"0"]))
+        build_defence("lowrank:rank=65", secret(0)).release(ROW[None], Positions([b"0"], lambda row: [0]))
     with pytest.raises(InputError, match="seed"):
         build_defence("lowrank:rank=3,basis=principal,seed=1", secret(0), scene.head)

@@ -123,7 +123,7 @@ def run_probe(
         raw = not _has_template(client)
         prompt_ids = client.encode(probe.prompt, raw=raw)
         asked_at = tap.sent.frames + tap.received.frames
-        generation = client.generate(probe.prompt, max_tokens=max_tokens, raw=raw, ignore_eos=True)
+        generation = client.generate(probe.prompt, max_tokens=max_tokens, raw=raw, ignore_eos=True, speculate=False)
         try:
             with witness:
                 for _ in generation:

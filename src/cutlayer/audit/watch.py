@@ -107,7 +107,7 @@ class Watcher:
         Raises:
             InputError: as `Client.generate`.
         """
-        generation = self._client.generate(prompt, raw=raw, **options)
+        generation = self._client.generate(prompt, raw=raw, speculate=False, **options)
         ids = self._client.encode(prompt, raw=raw)
         tokenizer = self._client.tokenizer
         if raw:

@@ -39,13 +39,25 @@ class ConnectOptions:
     """Where this side's layers run."""
     defence: str = "none"
     """What is done to hidden states before they leave: none, gaussian:sigma=S, gaussian:epsilon=E,delta=D,clip=C."""
+    speculate: str | None = None
+    """Guess at the next tokens, so that one round trip brings several: auto, off, lookup, recycling, model:path=DIR, …;
+    default: auto, and off under a defence, for every guess is one more hidden state that leaves."""
+    pad_drafts: int = 0
+    """Send so many rows in every step of an answer, that its size tells an onlooker nothing; 0 sends as many as pay."""
 
     def options(self) -> Options:
         """As the Python API takes them."""
         from cutlayer.client.connect import Options
 
         return Options(
-            model=self.model, cut=self.cut, dtype=self.dtype, codec=self.codec, device=self.device, defence=self.defence
+            model=self.model,
+            cut=self.cut,
+            dtype=self.dtype,
+            codec=self.codec,
+            device=self.device,
+            defence=self.defence,
+            speculate=self.speculate,
+            pad_drafts=self.pad_drafts,
         )
 
     def credentials(self) -> dict[str, Path | None]:

@@ -16,6 +16,8 @@ from cutlayer.client.decoder import Decoder
 from cutlayer.client.generation import Generation, Request
 from cutlayer.client.remote import Patience, RemoteBody
 from cutlayer.client.sampling import Sampler, Sampling
+from cutlayer.client.speculation.drafting import MOST_NODES, Drafting
+from cutlayer.client.speculation.speculator import build_speculator
 from cutlayer.client.trusted import Trusted
 from cutlayer.defences.defence import Defence, build_defence
 from cutlayer.errors import InputError
@@ -49,6 +51,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How hidden states travel. None: as the dtype, without rounding."""
     device: str = "cpu"
     defence: str = "none"
+    speculate: str | None = None
+    """How to guess at the next tokens, ``NAME[:KEY=VALUE,…]`` or ``off``. None: ``auto`` without a defence, ``off`` with one, for
+    every guess is one more hidden state that leaves."""
+    pad_drafts: int = 0
+    """Rows that every step of an answer carries, filled up with arbitrary tokens; 0 sends as many as pay."""
     patience: Patience = Patience()
 
 
@@ -85,6 +92,7 @@ class Client:
             self.defence: Defence = build_defence(chosen.defence, Secret(secrets.token_bytes(32)), self.parts.head)
             self._remote.open(self.info.fingerprint, self.cut, self.codec, self.info.hidden_size)
             self._decoder = Decoder(self.parts, self._remote, self.defence, self.trusted.turn)
+            self._drafting = self._new_drafting()
         except BaseException:
             self._remote.close()
             raise
@@ -145,6 +153,7 @@ class Client:
         logprobs: int | None = None,
         prompt_logprobs: bool = False,
         mask: TokenMask | None = None,
+        speculate: bool = True,
     ) -> Generation:
         """Answer a prompt; iterate over the returned `Generation` or take its `result`.
 
@@ -160,6 +169,7 @@ class Client:
             logprobs: report each token's log-probability and that many of the likeliest; None reports none.
             prompt_logprobs: report them of the prompt too. All of it is sent, whatever the session holds.
             mask: which tokens may come, asked before every choice.
+            speculate: False sends one token at a time, whatever the client's options say.
 
         Raises:
             InputError: the prompt is empty, does not fit, or an option is out of range.
@@ -179,7 +189,8 @@ class Client:
             )
         labels = {"defence": self.defence.describe(), "cut": str(self.cut)}
         sampler = Sampler(sampling or Sampling(), mask)
-        return Generation(request, self._decoder, sampler, self.tokenizer, self._remote.traffic, labels)
+        drafting = self._drafting if speculate else None
+        return Generation(request, self._decoder, sampler, self.tokenizer, self._remote.traffic, drafting, labels)
 
     def encode(self, prompt: str | Sequence[Message] | Sequence[int], *, raw: bool = False) -> list[int]:
         """Token ids of a prompt, as `generate` would send them through the head."""
@@ -196,7 +207,21 @@ class Client:
 
     def close(self) -> None:
         """Free the server's memory and disconnect."""
+        if self._drafting is not None:
+            self._drafting.close()
         self._remote.close()
+
+    def _new_drafting(self) -> Drafting | None:
+        chosen, padded = self.options.speculate, self.options.pad_drafts
+        if not 0 <= padded <= MOST_NODES + 1:
+            raise InputError(f"drafts can be padded to at most {MOST_NODES + 1} rows, not {padded}; 0 does not pad")
+        if chosen is None:
+            chosen = "auto" if self.options.defence == "none" else "off"
+        if chosen == "off":
+            if padded:
+                raise InputError("there are no drafts to pad: speculation is off")
+            return None
+        return Drafting(build_speculator(chosen, self.trusted), len(self.parts.head.embedding()), padded)
 
     def abort(self) -> None:
         """Disconnect for good, from another thread; a waiting `generate` raises ConnectionLostError."""

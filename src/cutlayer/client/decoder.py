@@ -2,10 +2,12 @@
 
     decoder = Decoder(parts, remote, defence)
     logits = decoder.extend(prompt_ids)          # prefill, in overlapping chunks
-    logits = decoder.extend([next_id])           # one token, one round trip
+    rows = decoder.verify(next_id, draft)        # a token and guesses at those after it: one round trip
+    decoder.keep([0, …])                         # the rows that turned out right; the others are forgotten
     decoder.rollback(position)
 
-The three caches (head's, server's, tail's) always cover the same positions; `ids` are the tokens at them.
+Between a `keep` and the next `verify` the three caches (head's, server's, tail's) cover the same positions, and `ids` are the
+tokens at them.
 
 Notation: T tokens of a chunk, D hidden size, V vocabulary.
 """
@@ -19,13 +21,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
+from cutlayer.client.speculation.speculator import States, Verified
 from cutlayer.defences.positions import History
-from cutlayer.errors import CancelledError, InputError
+from cutlayer.errors import CancelledError, InputError, ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cutlayer.client.remote import RemoteBody
+    from cutlayer.client.speculation.draft import Draft
     from cutlayer.defences.defence import Defence
     from cutlayer.models.parts import ClientParts
 
@@ -43,6 +47,25 @@ class StepTiming(NamedTuple):
     """In head, defence and tail."""
     server: float
     """In the body, as the server reports it."""
+    rows: int
+    """Tokens sent, guesses included."""
+
+
+class _Sent(NamedTuple):
+    """Rows under way."""
+
+    base: int
+    ids: Sequence[int]
+    parents: Sequence[int]
+    backs: Sequence[int]
+    leaving: torch.Tensor
+    """[T, D], before any defence."""
+
+    def verified(self, logits: torch.Tensor, returned: torch.Tensor) -> Verified:
+        """The rows once they are back, all kept."""
+        return Verified(
+            self.base, self.ids, self.parents, logits, range(len(self.ids)), States(self.leaving, returned)
+        )
 
 
 class Decoder:
@@ -62,16 +85,28 @@ class Decoder:
         self.released = 0
         """Positions that have left so far, those that left again after a rollback included."""
         self._turn = turn or threading.Lock()
-        self.last_timing = StepTiming(0.0, 0.0, 0.0)
+        self.last_timing = StepTiming(0.0, 0.0, 0.0, 0)
         self._parts = parts
         self._remote = remote
         self._defence = defence
         self._history = History()
+        self._open: Verified | None = None
+        """Rows that were verified and neither kept nor forgotten yet."""
         self._head_cache = parts.head.new_cache()
         self._tail_cache = parts.tail.new_cache()
         self._device = parts.head.embedding().device
         self._vocabulary = parts.head.embedding().shape[0]
         self._dtype = parts.head.embedding().dtype
+
+    @property
+    def capacity(self) -> int:
+        """Positions the session may hold."""
+        return self._remote.max_positions
+
+    @property
+    def widest(self) -> int:
+        """Tokens and guesses that may be verified at once."""
+        return self._remote.max_step_positions
 
     @property
     def room(self) -> int:
@@ -82,15 +117,15 @@ class Decoder:
         self,
         ids: Sequence[int],
         *,
-        every: Callable[[int, torch.Tensor], None] | None = None,
+        every: Callable[[Verified], None] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> torch.Tensor:
         """Append tokens and return the logits [V] after the last one, float32 on the CPU.
 
         Args:
             ids: the tokens.
-            every: called chunk by chunk with the position of its first token and the logits [T, V] after each of its tokens,
-                float32. A chunk has at most `PREFILL_CHUNK` tokens, so that never more than that many rows are held.
+            every: called with each chunk, of at most `PREFILL_CHUNK` tokens, and the logits after each of its tokens; never more
+                than that many rows of logits are held.
             cancelled: asked before each chunk is sent. Those under way are finished and kept, and the session stays usable.
 
         Raises:
@@ -101,9 +136,9 @@ class Decoder:
         self._check(ids)
         started = time.perf_counter()
         base = len(self.ids)
-        chunk = min(PREFILL_CHUNK, self._remote.max_step_positions)
-        chunks = [ids[i : i + chunk] for i in range(0, len(ids), chunk)]
-        waiting: deque[int] = deque()
+        size = min(PREFILL_CHUNK, self._remote.max_step_positions)
+        chunks = [ids[i : i + size] for i in range(0, len(ids), size)]
+        waiting: deque[_Sent] = deque()
         client = server = 0.0
         logits = torch.empty(0)
         sent = 0
@@ -115,34 +150,86 @@ class Decoder:
                         continue
                     if sent < len(chunks):
                         begun = time.perf_counter()
-                        hidden = self._outgoing(chunks[sent])  # [T, D]
+                        waiting.append(self._send(chunks[sent]))
                         client += time.perf_counter() - begun
-                        self._remote.send(self._head_cache.position - len(hidden), hidden)
-                        self.released += len(hidden)
-                        waiting.append(len(hidden))
                         sent += 1
                     if len(waiting) > _IN_FLIGHT or sent == len(chunks):
-                        waiting.popleft()
-                        returned = self._remote.receive()
+                        chunk, returned = waiting.popleft(), self._remote.receive()
                         begun = time.perf_counter()
                         rows = self._logits(returned.hidden, all_rows=every is not None)  # [T, V] or [1, V]
                         client += time.perf_counter() - begun
                         server += returned.compute_us * 1e-6
                         logits = rows[-1]
                         if every is not None:
-                            every(self._tail_cache.position - len(rows), rows)
+                            every(chunk.verified(rows, returned.hidden))
         except BaseException:
             self.rollback(base)
             self._remote.abandon()
             raise
         self.ids += [token for part in chunks for token in part]
-        self.last_timing = StepTiming(time.perf_counter() - started, client, server)
+        self.last_timing = StepTiming(time.perf_counter() - started, client, server, len(ids))
         if len(self.ids) < base + len(ids):
             raise CancelledError("stopped while the prompt was being sent")
         return logits
 
+    def verify(self, token: int, draft: Draft, *, cancelled: Callable[[], bool] = lambda: False) -> torch.Tensor:
+        """Send a token and guesses at what follows it; `keep` must come next.
+
+        Args:
+            token: the one after those held.
+            draft: its nodes become rows 1 … N.
+            cancelled: asked while a lost server is away.
+
+        Returns:
+            Logits [1 + N, V] after the token and after each guess, float32 on the CPU.
+
+        Raises:
+            InputError: a token is outside the vocabulary, or there is no room for all.
+            ConnectionLostError: the server did not come back in time. The decoder stays where it was.
+            CancelledError: `cancelled` said so while the server was away.
+        """
+        tokens = [token, *draft.tokens]
+        self._check(tokens)
+        base, started = len(self.ids), time.perf_counter()
+        try:
+            with torch.inference_mode(), self._remote.heeding(cancelled):
+                sent = self._send(tokens, (-1, *(parent + 1 for parent in draft.parents)))
+                left = time.perf_counter()
+                returned = self._remote.receive()
+                arrived = time.perf_counter()
+                logits = self._logits(returned.hidden, all_rows=True, backs=sent.backs)  # [T, V]
+        except BaseException:
+            self.rollback(base)
+            self._remote.abandon()
+            raise
+        ended = time.perf_counter()
+        self.last_timing = StepTiming(
+            ended - started, (left - started) + (ended - arrived), returned.compute_us * 1e-6, len(tokens)
+        )
+        self._open = sent.verified(logits, returned.hidden)
+        return logits
+
+    def keep(self, rows: Sequence[int]) -> Verified:
+        """Of the rows verified last keep those of a path that begins with row 0; the others are forgotten.
+
+        Returns:
+            What the round trip showed.
+
+        Raises:
+            ProtocolError: nothing was verified since, or they are no path.
+        """
+        if self._open is None:
+            raise ProtocolError("nothing to keep; verify something first")
+        seen = self._open._replace(kept=tuple(rows))
+        for held in (self._head_cache, self._tail_cache, self._history, self._remote):
+            held.keep(seen.base, rows)
+        self.ids += [seen.tokens[row] for row in rows]
+        self._open = None
+        return seen
+
     def rollback(self, position: int) -> None:
         """Forget the tokens from `position` on. The server follows with the next step."""
+        self._trip = None
         del self.ids[position:]
         for cache in (self._head_cache, self._tail_cache):
             cache.rollback(min(position, cache.position))
@@ -157,18 +244,24 @@ class Decoder:
         self.rollback(common)
         return ids[common:]
 
-    def _outgoing(self, ids: Sequence[int]) -> torch.Tensor:
+    def _send(self, ids: Sequence[int], parents: Sequence[int] = ()) -> _Sent:
+        """Run tokens through the head and send what leaves it; `parents` as in `Verified`, none for a chain."""
         base = self._head_cache.position
+        backs = [row - parent for row, parent in enumerate(parents)]
+        if backs.count(1) == len(backs):
+            backs = []  # a chain says so by saying nothing
         tokens = torch.tensor([ids], device=self._device)  # [1, T]
         with self._turn:
-            hidden = self._parts.head(tokens, self._head_cache)[0]  # [T, D]
-        return self._defence.release(hidden, self._history.extend(base, ids))
+            leaving = self._parts.head(tokens, self._head_cache, backs)[0]  # [T, D]
+        self._remote.send(base, self._defence.release(leaving, self._history.extend(base, ids, backs)), backs)
+        self.released += len(ids)
+        return _Sent(base, ids, parents or range(-1, len(ids) - 1), backs, leaving)
 
-    def _logits(self, hidden: torch.Tensor, all_rows: bool) -> torch.Tensor:
+    def _logits(self, hidden: torch.Tensor, all_rows: bool, backs: Sequence[int] = ()) -> torch.Tensor:
         """Logits after the last position [1, V], or after every one [T, V]."""
         inputs = hidden.to(self._device, self._dtype).unsqueeze(0)  # [1, T, D]
         with self._turn:
-            logits: torch.Tensor = self._parts.tail(inputs, self._tail_cache, keep=0 if all_rows else 1)[0]
+            logits: torch.Tensor = self._parts.tail(inputs, self._tail_cache, 0 if all_rows else 1, backs)[0]
         return logits.float().cpu()
 
     def _check(self, ids: Sequence[int]) -> None:

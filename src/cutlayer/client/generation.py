@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from cutlayer.client.logprobs import Logprobs, PromptLogprobs, logprobs_of
+from cutlayer.client.speculation.draft import ROOT, Draft
 from cutlayer.errors import CancelledError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     import torch
 
     from cutlayer.client.decoder import Decoder, StepTiming
     from cutlayer.client.remote import Traffic
     from cutlayer.client.sampling import Sampler
+    from cutlayer.client.speculation.drafting import Drafting
+    from cutlayer.client.speculation.speculator import Verified
     from cutlayer.text.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -59,8 +62,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishReason
     steps: int
     """Round trips after the prefill."""
+    guessed: int
+    """Tokens that were sent on a guess; those that were right saved a round trip each."""
     timings_ms: dict[str, float]
-    """``prefill``, ``decode``, ``total``, and of the decode: ``client`` and ``server`` model time."""
+    """``prefill``, ``decode``, ``total``, and of the decode: ``client`` and ``server`` model time, ``draft`` for guessing."""
     bytes: Bytes
     resumes: int
     """Lost connections recovered on the way."""
@@ -97,6 +102,7 @@ class Generation:
         sampler: chooses tokens.
         tokenizer: turns ids into text.
         traffic: the session's byte counters.
+        drafting: guesses at the next tokens; None sends one token at a time.
         labels: ``defence`` and ``cut`` for the result.
     """
 
@@ -107,6 +113,7 @@ class Generation:
         sampler: Sampler,
         tokenizer: Tokenizer,
         traffic: Traffic,
+        drafting: Drafting | None,
         labels: dict[str, str],
     ) -> None:
         self.token_ids: list[int] = []
@@ -123,6 +130,10 @@ class Generation:
         self._stream = tokenizer.stream()
         self._stop = _StopStrings(request.stop)
         self._traffic = traffic
+        self._drafting = drafting
+        self._drafted_before = drafting.seconds if drafting else 0.0
+        self._said = [*request.prompt]
+        """Prompt and answer so far."""
         self._before = msgspec.structs.replace(traffic)
         self._labels = labels
         self._texts: list[str] = []
@@ -164,11 +175,13 @@ class Generation:
             token_ids=self.token_ids,
             finish_reason=self._finish or "cancelled",
             steps=len(decode),
+            guessed=sum(step.rows - 1 for step in decode),
             timings_ms={
                 "prefill": _ms(sum(step.total for step in prefill)),
                 "decode": _ms(sum(step.total for step in decode)),
                 "client": _ms(sum(step.client for step in decode)),
                 "server": _ms(sum(step.server for step in decode)),
+                "draft": _ms(self._drafting.seconds - self._drafted_before if self._drafting else 0.0),
                 "total": _ms(time.perf_counter() - self._started),
             },
             bytes=Bytes(self._traffic.sent - self._before.sent, self._traffic.received - self._before.received),
@@ -179,41 +192,83 @@ class Generation:
 
     def _run(self) -> Generator[Piece, None, None]:
         try:
-            logits = self._prefill()
+            rows = self._prefill()[None]  # [1, V]
             if self._request.max_tokens == 0:
                 self._finish = "length"
+            draft = None
             while self._finish is None:
-                yield self._next(logits)
+                yield from self._walk(rows, draft)
                 if self._finish is None:
-                    logits = self._decoder.extend([self.token_ids[-1]], cancelled=self._cancelled.is_set)
-                    self.timings.append(self._decoder.last_timing)
+                    draft = self._guess()
+                    rows = self._decoder.verify(self.token_ids[-1], draft, cancelled=self._cancelled.is_set)
+                    self._took()
         except CancelledError:
             self._finish = "cancelled"
 
     def _prefill(self) -> torch.Tensor:
         """Send what the session lacks of the prompt; logits [V] after it."""
         request, decoder = self._request, self._decoder
-        every = None
+        takers: list[Callable[[Verified], None]] = []
         if request.prompt_logprobs:
             decoder.rollback(0)  # positions already held give no logits
-            every = PromptLogprobs(request.prompt, request.logprobs or 0)
+            collected = PromptLogprobs(request.prompt, request.logprobs or 0)
+            self.prompt_logprobs = collected.entries
+            takers.append(collected.take)
+        if self._drafting is not None and self._drafting.wants_prompt:
+            takers.append(self._drafting.observe)
         rest = decoder.reuse(request.prompt)
         self.reused = len(request.prompt) - len(rest)
-        logits = decoder.extend(rest, every=every, cancelled=self._cancelled.is_set)
-        self.timings.append(decoder.last_timing)
-        if every is not None:
-            self.prompt_logprobs = every.entries
+        logits = decoder.extend(rest, every=_all(takers), cancelled=self._cancelled.is_set)
+        self._took()
         return logits
 
-    def _next(self, logits: torch.Tensor) -> Piece:
+    def _walk(self, rows: torch.Tensor, draft: Draft | None) -> Generator[Piece, None, None]:
+        """Choose tokens as long as they were guessed.
+
+        Args:
+            rows: logits [1 + N, V] after the last token and after each guess.
+            draft: the guesses; None if the row is the prompt's last.
+        """
+        guesses = draft or Draft()
+        node, kept = ROOT, [0]
+        try:
+            while self._finish is None:
+                piece = self._next(rows[node + 1], guesses.drawn(node))
+                guess = guesses.child(node, piece.token)
+                if guess is not None:
+                    kept.append(guess + 1)
+                yield piece
+                if guess is None:
+                    return
+                node = guess
+        finally:
+            if draft is not None:
+                seen = self._decoder.keep(kept)
+                if self._drafting is not None:
+                    self._drafting.observe(seen)
+
+    def _guess(self) -> Draft:
+        if self._drafting is None:
+            return Draft()
+        most = min(self._decoder.room, self._decoder.widest) - 1
+        return self._drafting.draft(self._said, most, depth=self._request.max_tokens - len(self.token_ids) - 1)
+
+    def _took(self) -> None:
+        timing = self._decoder.last_timing
+        self.timings.append(timing)
+        if self._drafting is not None:
+            self._drafting.took(timing)
+
+    def _next(self, logits: torch.Tensor, drawn: Sequence[tuple[int, torch.Tensor]]) -> Piece:
         """Choose a token and take the text it makes certain."""
         request = self._request
-        token = self._sampler.choose(logits, [*request.prompt, *self.token_ids], self.token_ids)
+        token = self._sampler.choose(logits, self._said, self.token_ids, drawn)
         likely = None if request.logprobs is None else logprobs_of(logits, token, request.logprobs)
         self.token_ids.append(token)
+        self._said.append(token)
         if token in request.stop_ids:
             self._finish = "stop"
-        elif len(self.token_ids) == request.max_tokens or self._decoder.room == 0:
+        elif len(self.token_ids) == request.max_tokens or len(self._said) > self._decoder.capacity:
             self._finish = "length"
         start, certain = self._decoded, self._stream.push(token)
         self._decoded += len(certain)
@@ -259,6 +314,18 @@ class _StopStrings:
         """What was held back and turned out to be no stop string."""
         held, self._held = self._held, ""
         return "" if self.found else held
+
+
+def _all(takers: Sequence[Callable[[Verified], None]]) -> Callable[[Verified], None] | None:
+    """One taker that hands on to all; None if there are none."""
+    if not takers:
+        return None
+
+    def take(chunk: Verified) -> None:
+        for taker in takers:
+            taker(chunk)
+
+    return take
 
 
 def _ms(seconds: float) -> float:

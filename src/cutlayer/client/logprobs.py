@@ -16,6 +16,8 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cutlayer.client.speculation.speculator import Verified
+
 
 class Logprobs(msgspec.Struct, frozen=True):
     """Of one token."""
@@ -45,11 +47,12 @@ class PromptLogprobs:
         self.entries: list[Logprobs | None] = [None]
         """One per token of the prompt; None for the first, before which there is nothing."""
 
-    def __call__(self, first: int, logits: torch.Tensor) -> None:
-        """Take logits [T, V] after the tokens from position `first` on."""
-        targets = self._prompt[first + 1 : first + 1 + len(logits)]
+    def take(self, chunk: Verified) -> None:
+        """Take the next chunk of the prompt."""
+        first = chunk.base + 1
+        targets = self._prompt[first : first + len(chunk.logits)]
         if targets:  # those after the last token belong to the answer
-            self.entries += _rows(logits[: len(targets)], targets, self._top)
+            self.entries += _rows(chunk.logits[: len(targets)], targets, self._top)
 
 
 def _rows(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[Logprobs]:

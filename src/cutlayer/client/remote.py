@@ -21,7 +21,7 @@ from cutlayer.wire import frames
 from cutlayer.wire.client_session import ClientSession, expect_info
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
 
@@ -90,6 +90,8 @@ class RemoteBody:
         self._opening: tuple[str, Cut, str, int] | None = None
         self._codec: Codec | None = None
         self._hidden_size = 0
+        self._kept: tuple[int, Sequence[int]] = 0, ()
+        """Where guesses were resolved since the last step, and how."""
         self._attempts = 0
         """To recover, since the last answer. Each but the first waits a little longer, so that a server which fails again
         and again is not overrun with replays."""
@@ -128,19 +130,30 @@ class RemoteBody:
         """Positions one step may carry."""
         return self._opened().max_step_positions
 
-    def send(self, base: int, hidden: torch.Tensor) -> None:
+    def send(self, base: int, hidden: torch.Tensor, backs: Sequence[int] = ()) -> None:
         """Send hidden states [T, D] as the positions from `base` on, rolling back whatever lies there.
+
+        Args:
+            base: first of the positions.
+            hidden: what to send.
+            backs: what each row follows; see `Tree.extend`.
 
         Raises:
             NonFiniteError: they cannot be encoded.
             ConnectionLostError: the server did not come back in time.
         """
-        session, codec = self._opened(), self._encoding()
-        frame = session.step(base, codec.encode(hidden))
+        session, rows = self._opened(), self._encoding().encode(hidden)
+        anchor, path = self._kept
+        frame = session.step(base, rows, bytes(path[: max(base - anchor, 0)]), bytes(backs))
+        self._kept = 0, ()
         try:
             self._send(frame)
         except ConnectionLostError:
             self._recover()
+
+    def keep(self, anchor: int, path: Sequence[int]) -> None:
+        """Of the positions from `anchor` on keep those of a path, see `Tree.keep`; the server hears of it with the next step."""
+        self._kept = anchor, path
 
     def receive(self) -> Returned:
         """Wait for the oldest outstanding step.
@@ -168,9 +181,9 @@ class RemoteBody:
                     raise
                 self._recover()
                 continue
-            if output is None:
-                raise ProtocolError("the server sent something else where a result was due")
             self._attempts = 0
+            if output is None:  # of a step that was rolled back while it was under way
+                continue
             return Returned(self._encoding().decode(output.payload, self._hidden_size), output.compute_us)
 
     @contextmanager

@@ -17,7 +17,7 @@ import torch
 from cutlayer.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 _Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 _Bias = Annotated[float, msgspec.Meta(ge=-100, le=100)]
@@ -88,13 +88,21 @@ class Sampler:
         else:
             self._generator.manual_seed(sampling.seed)
 
-    def choose(self, logits: torch.Tensor, seen: Sequence[int], answer: Sequence[int] = ()) -> int:
-        """The next token id.
+    def choose(
+        self,
+        logits: torch.Tensor,
+        seen: Sequence[int],
+        answer: Sequence[int] = (),
+        drawn: Iterable[tuple[int, torch.Tensor]] = (),
+    ) -> int:
+        """The next token id. Its law is that of `logits`, whatever was drafted.
 
         Args:
             logits: [V], float32.
             seen: ids of prompt and answer so far, for the repetition penalty.
             answer: ids of the answer so far, for presence and frequency penalties.
+            drawn: drafted tokens and the laws [V] they were drawn from, each independently. Drafts that were not drawn need not
+                be given: that one of them is right is found by looking.
 
         Raises:
             InputError: `logit_bias` names a token the vocabulary does not have.
@@ -105,7 +113,7 @@ class Sampler:
         if self._sampling.temperature == 0:
             token = int(scores.argmax())
         else:
-            token = int(torch.multinomial(self.probabilities(scores), 1, generator=self._generator))
+            token = self._draw(self.probabilities(scores), drawn)
         if self._mask is not None:
             self._mask.take(token)
         return token
@@ -126,6 +134,17 @@ class Sampler:
             likelihood = scores.softmax(-1)
             scores = scores.masked_fill(likelihood < chosen.min_p * likelihood.max(), -torch.inf)
         return scores.softmax(-1)
+
+    def _draw(self, target: torch.Tensor, drawn: Iterable[tuple[int, torch.Tensor]]) -> int:
+        """Rejection sampling (Leviathan et al. 2023; with several drafts, SpecInfer's multi-step rule): a draft x of law q is
+        accepted with probability min(1, p(x)/q(x)); if it is not, p becomes what of p exceeds q. `target` is p [V]."""
+        for token, law in drawn:
+            excess = (target - law).clamp_(min=0)  # [V]
+            # Where nothing exceeds the law the two are equal, and but for rounding the draft is certain to be accepted.
+            if float(torch.rand((), generator=self._generator)) * float(law[token]) < float(target[token]) or not excess.any():
+                return token
+            target = excess / excess.sum()
+        return int(torch.multinomial(target, 1, generator=self._generator))
 
     def _penalised(self, logits: torch.Tensor, seen: Sequence[int]) -> torch.Tensor:
         penalty = self._sampling.repetition_penalty

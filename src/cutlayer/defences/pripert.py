@@ -149,8 +149,7 @@ class Calibrated:
         """See `Defence.release`. A direction depends on tokens and key only, so rounding of `hidden` cannot turn it."""
         rows = sparsified(hidden.double(), self._keep)  # [T, D]
         draws = self._noise.normal(positions.prefixes, hidden.shape[-1])  # [T, D]
-        before = len(positions.ids) - len(rows)
-        chosen = [self._reading(positions.ids[: before + i + 1], draw) for i, draw in enumerate(draws)]
+        chosen = [self._reading(positions.tokens(i), draw) for i, draw in enumerate(draws)]
         units = normalize(torch.stack(chosen).to(rows), dim=-1)  # [T, D]
         perturbed: torch.Tensor = rows + self._beta * rows.norm(dim=-1, keepdim=True) * units
         return perturbed.to(hidden.dtype)

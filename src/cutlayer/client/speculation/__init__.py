@@ -1,0 +1,1 @@
+"""Guessing the next tokens on this side, so that one round trip verifies several of them."""

@@ -1,0 +1,91 @@
+"""From what a speculator guesses to what is sent: cut to the size that pays, or filled up to a fixed one."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import TYPE_CHECKING, Final
+
+from cutlayer.client.speculation.draft import ROOT, Draft
+from cutlayer.client.speculation.size import TripTime, best_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cutlayer.client.decoder import StepTiming
+    from cutlayer.client.speculation.speculator import Speculator, Verified
+
+MOST_NODES: Final = 63
+"""Guesses sent along at most: with the token they follow 64 rows, which a server runs in one piece."""
+
+
+class Drafting:
+    """The guesses of one session.
+
+    Args:
+        speculator: makes them.
+        vocabulary: V, for rows that only fill up.
+        pad_to: rows every step carries, so that its size tells an observer nothing; 0 sends what pays.
+    """
+
+    def __init__(self, speculator: Speculator, vocabulary: int, pad_to: int = 0) -> None:
+        self._speculator = speculator
+        self._vocabulary = vocabulary
+        self._pad_to = pad_to
+        self._time = TripTime()
+        self.seconds = 0.0
+        """Spent guessing and learning so far."""
+
+    @property
+    def wants_prompt(self) -> bool:
+        """Whether to `observe` the prompt as well."""
+        return self._speculator.wants_prompt
+
+    def draft(self, ids: Sequence[int], most: int, depth: int) -> Draft:
+        """Guesses worth sending after the last of `ids`.
+
+        Args:
+            ids: prompt and answer so far.
+            most: nodes there is room for.
+            depth: tokens the answer may still have after the next one.
+        """
+        started = time.perf_counter()
+        most = min(most, MOST_NODES)
+        draft = Draft()
+        if most > 0 and depth > 0:
+            draft = self._speculator.draft(ids, most).within(depth).ranked()
+        if self._pad_to:
+            draft = self._filled(draft, min(self._pad_to - 1, most))
+        elif getattr(self._speculator, "adaptive", True):
+            draft = draft.first(best_size(draft, self._time))
+        self.seconds += time.perf_counter() - started
+        return draft
+
+    def observe(self, seen: Verified) -> None:
+        """Learn from a round trip, or a chunk of a prompt."""
+        started = time.perf_counter()
+        self._speculator.observe(seen)
+        self.seconds += time.perf_counter() - started
+
+    def took(self, timing: StepTiming) -> None:
+        """Learn what a step took, the prefill included."""
+        if timing.rows <= MOST_NODES + 1:
+            self._time.add(timing.rows, timing.total)
+        else:
+            computing = timing.client + timing.server
+            self._time.add_prefill(timing.rows, computing, max(timing.total - computing, 0.0))
+
+    def close(self) -> None:
+        """Keep what outlives the session."""
+        self._speculator.close()
+
+    def _filled(self, draft: Draft, count: int) -> Draft:
+        """Exactly `count` nodes; what is missing are tokens drawn from the whole vocabulary, each a first guess."""
+        draft = draft.first(count)
+        missing = count - len(draft)
+        return Draft(
+            (*draft.tokens, *(secrets.randbelow(self._vocabulary) for _ in range(missing))),
+            (*draft.parents, *[ROOT] * missing),
+            (*draft.chances, *[1 / self._vocabulary] * missing),
+            (*draft.laws, *[None] * missing) if draft.laws else (),
+        )

@@ -1,0 +1,96 @@
+"""Where the last tokens occurred before: an index of n-grams over everything one session has seen.
+
+Texts are appended to and never moved. When the ids of a session are not a continuation of those seen so far (a conversation was rolled
+back, another one began), the part taken back stays as a text of its own, for it may be said again. Entries of positions
+that have changed since are told by comparing tokens, so nothing needs to be removed from the index.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+KEYS: Final = (8, 4, 2)
+"""Lengths of the indexed n-grams."""
+LONGEST: Final = 24
+"""Matches are not followed further back than this."""
+_RECENT: Final = 6
+"""Occurrences kept per n-gram."""
+_CAPACITY: Final = 1 << 16
+"""Tokens held; the oldest half is forgotten when there are more."""
+
+
+class Match(NamedTuple):
+    """An earlier occurrence of the last tokens."""
+
+    length: int
+    token: int
+    """What followed there."""
+
+
+class Suffixes:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self._texts: list[list[int]] = [[]]
+        self._places: dict[tuple[int, ...], list[tuple[list[int], int]]] = {}
+        self._held = 0
+
+    def follow(self, ids: Sequence[int]) -> None:
+        """Make the current text equal to `ids`."""
+        current = self._texts[-1]
+        common = _common(current, ids)
+        if common < len(current):
+            start = max(0, common - LONGEST)
+            self._texts.insert(-1, [])
+            self._append(self._texts[-2], current[start:])
+            self._held -= len(current) - common
+            del current[common:]
+        self._append(current, ids[common:])
+        if self._held > _CAPACITY:
+            self._forget()
+
+    def matches(self, context: tuple[int, ...]) -> list[Match]:
+        """Occurrences of the end of `context`, distinct in what followed: longest first, of equals the newest."""
+        found: dict[int, int] = {}
+        for size in KEYS:
+            for text, at in reversed(self._places.get(context[-size:], ())):
+                # The place is where the n-gram ended; its text may have been rolled back since.
+                if at < len(text) and (length := _length(text, at, context)) >= size:
+                    if length > found.get(text[at], 0):
+                        found[text[at]] = length
+        return sorted((Match(length, token) for token, length in found.items()), key=lambda match: -match.length)
+
+    def _append(self, text: list[int], tokens: Sequence[int]) -> None:
+        for token in tokens:
+            for size in KEYS:
+                if len(text) >= size:
+                    places = self._places.setdefault(tuple(text[-size:]), [])
+                    places.append((text, len(text)))
+                    del places[:-_RECENT]
+            text.append(token)
+        self._held += len(tokens)
+
+    def _forget(self) -> None:
+        texts = self._texts
+        self._texts, self._places, self._held = [], {}, 0
+        kept: list[list[int]] = []
+        room = _CAPACITY // 2
+        for text in reversed(texts):
+            kept.append(text[-room:] if room else [])
+            room -= len(kept[-1])
+        for text in reversed(kept):
+            self._texts.append([])
+            self._append(self._texts[-1], text)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _length(text: list[int], at: int, context: tuple[int, ...]) -> int:
+    """How many tokens before `at` equal the end of `context`."""
+    limit = min(at, len(context), LONGEST)
+    return next((n for n in range(limit) if text[at - 1 - n] != context[-1 - n]), limit)
