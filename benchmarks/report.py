@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).parent.parent
 RECORDS: Final = Path(__file__).parent / "records"
+PROMPTS_OF_WAN: Final = "wan_prompts.jsonl"
 PROMPTS: Final = "tests/data/prompts.jsonl (20 prompts of our own)"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from cutlayer.cli.client_options import ConnectOptions, SamplingOptions
@@ -29,6 +29,7 @@ def chat(
     max_tokens: int = 512,
     system: str | None = None,
     watch: bool = False,
+    eager: bool = False,
 ) -> int:
     """Talk, turn by turn.
 
@@ -44,7 +45,11 @@ def chat(
         System message; default: the model's own.
     watch
         Attack what crosses and show beside each answer what the server can read of the conversation.
+    eager
+        Send what you type while you type it, so that the answer begins sooner. What you delete again has been sent, too.
     """
+    if watch and eager:
+        raise InputError("--watch and --eager do not go together: the view is of what was sent as asked")
     asking: dict[str, Any] = {"max_tokens": max_tokens, "sampling": sample.sampling()}
     interactive = sys.stdin.isatty()
     held = _held(at) if watch else None
@@ -61,7 +66,8 @@ def chat(
         if interactive:
             sys.stderr.write(_HELP)
         while True:
-            line = _ask(interactive)
+            with _eagerly(client, messages) if eager and interactive else nullcontext():
+                line = _ask(interactive)
             if line is None or line == "/quit":
                 return 0
             if line == "/new":
@@ -79,6 +85,13 @@ def chat(
             messages.append(Message("assistant", result.text))
             if watch:
                 sys.stderr.write(_crossed(result))
+
+
+def _eagerly(client: Client, messages: Sequence[Message]) -> AbstractContextManager[object]:
+    from cutlayer.cli.eager import EagerPrefill, typed_line
+
+    line = typed_line()
+    return EagerPrefill(client, messages, line) if line is not None else nullcontext()
 
 
 def _ask(interactive: bool) -> str | None:

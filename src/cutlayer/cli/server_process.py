@@ -1,4 +1,4 @@
-"""`cutlayer serve` as a process of its own on this machine, for the demo, the benchmarks and the tests.
+"""`cutlayer serve` as a process of its own, for the demo, the benchmarks and the tests.
 
 with ServerProcess("smollm2-135m") as server:
     client = connect(server.url, keys=server.client_keys)
@@ -25,16 +25,28 @@ _STOP_S: Final = 10.0
 
 
 class ServerProcess:
-    """A server on 127.0.0.1 under mutual TLS, with certificates made for it alone.
+    """A server under mutual TLS, with certificates made for it alone.
 
     Args:
         model: what to serve.
         cut: ``A:B``.
         options: more command-line arguments of ``cutlayer serve``.
         start_s: patience while it loads.
+        host: address it listens on.
+        prefix: what its command line starts with, to run it elsewhere (`netsim.link.Link.prefix`).
     """
 
-    def __init__(self, model: str, cut: str = "2:-2", options: tuple[str, ...] = (), start_s: float = 120.0) -> None:
+    def __init__(
+        self,
+        model: str,
+        cut: str = "2:-2",
+        options: tuple[str, ...] = (),
+        start_s: float = 120.0,
+        host: str = "127.0.0.1",
+        prefix: tuple[str, ...] = (),
+    ) -> None:
+        self._host = host
+        self._prefix = prefix
         self._arguments = (model, f"--cut={cut}", *options)
         self._start_s = start_s
         self._folder = tempfile.TemporaryDirectory(prefix="cutlayer-")
@@ -44,7 +56,7 @@ class ServerProcess:
         self.client_keys = self._root / "keys" / "client"
 
     def __enter__(self) -> ServerProcess:
-        create(self._root / "keys", hosts=("127.0.0.1", "localhost"), clients=("client",), days=1)
+        create(self._root / "keys", hosts=(self._host, "localhost"), clients=("client",), days=1)
         self.start()
         return self
 
@@ -73,8 +85,8 @@ class ServerProcess:
         """
         ready = self._root / "ready"
         ready.unlink(missing_ok=True)
-        address = self.url.partition("//")[2] or "127.0.0.1:0"
-        command = [sys.executable, "-m", "cutlayer", "serve", *self._arguments, f"--listen={address}"]
+        address = self.url.partition("//")[2] or f"{self._host}:0"
+        command = [*self._prefix, sys.executable, "-m", "cutlayer", "serve", *self._arguments, f"--listen={address}"]
         command += [f"--keys={self._root / 'keys' / 'server'}", f"--ready-file={ready}"]
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603

@@ -6,6 +6,7 @@ with cutlayer.connect("wss://gpu.example:8443", keys="keys/client") as client:
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -27,7 +28,7 @@ from cutlayer.wire.tls import client_context, read_token_file, url_policy
 from cutlayer.wire.websocket import WebSocketTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from cutlayer.client.sampling import TokenMask
@@ -191,6 +192,36 @@ class Client:
         sampler = Sampler(sampling or Sampling(), mask)
         drafting = self._drafting if speculate else None
         return Generation(request, self._decoder, sampler, self.tokenizer, self._remote.traffic, drafting, labels)
+
+    def prime(self, messages: Sequence[Message], *, cancelled: Callable[[], bool] = lambda: False) -> int:
+        """Send what is certain of a conversation whose last message is still being written, so that `generate` has less to send.
+
+        What is written differently in the end is rolled back; the server has seen it then.
+
+        Args:
+            messages: the last one as far as it is written.
+            cancelled: asked before each chunk is sent.
+
+        Returns:
+            Tokens sent.
+
+        Raises:
+            InputError: it does not fit the session, or the template refuses it.
+            CancelledError: `cancelled` said so; what was sent stays.
+        """
+        last = messages[-1]
+        longer = [*messages[:-1], Message(last.role, f"{last.content} 0")]
+        pairs = zip(self.encode(messages), self.encode(longer), strict=False)
+        certain = [one for one, other in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
+        if not certain or list(self.held[: len(certain)]) == certain:
+            return 0
+        rest = self._decoder.reuse(certain)
+        self._decoder.extend(rest, cancelled=cancelled)
+        return len(rest)
+
+    def forget(self) -> None:
+        """Roll the session back to nothing; the next prompt is sent whole."""
+        self._decoder.rollback(0)
 
     def encode(self, prompt: str | Sequence[Message] | Sequence[int], *, raw: bool = False) -> list[int]:
         """Token ids of a prompt, as `generate` would send them through the head."""

@@ -2,7 +2,8 @@
 
     decoder = Decoder(parts, remote, defence)
     logits = decoder.extend(prompt_ids)          # prefill, in overlapping chunks
-    rows = decoder.verify(next_id, draft)        # a token and guesses at those after it: one round trip
+    decoder.verify(next_id, draft, first)        # a token and guesses at those after it: one round trip
+    logits = decoder.logits(row)                 # after the token (row 0) or after a guess
     decoder.keep([0, …])                         # the rows that turned out right; the others are forgotten
     decoder.rollback(position)
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
@@ -26,7 +28,7 @@ from cutlayer.defences.positions import History
 from cutlayer.errors import CancelledError, InputError, ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from cutlayer.client.remote import RemoteBody
     from cutlayer.client.speculation.draft import Draft
@@ -48,7 +50,9 @@ class StepTiming(NamedTuple):
     server: float
     """In the body, as the server reports it."""
     rows: int
-    """Tokens sent, guesses included."""
+    """Tokens, guesses included, that were waited for."""
+    sent: int
+    """Tokens, guesses included."""
 
 
 class _Sent(NamedTuple):
@@ -56,15 +60,56 @@ class _Sent(NamedTuple):
 
     base: int
     ids: Sequence[int]
-    parents: Sequence[int]
     backs: Sequence[int]
     leaving: torch.Tensor
     """[T, D], before any defence."""
 
-    def verified(self, logits: torch.Tensor, returned: torch.Tensor) -> Verified:
-        """The rows once they are back, all kept."""
+
+class _Arrived(NamedTuple):
+    """Rows that are back."""
+
+    first: int
+    """Row of the trip."""
+    logits: torch.Tensor
+    """[T, V]"""
+    states: States
+
+
+class _Trip:
+    """A token and guesses on their way and back.
+
+    Args:
+        base: position of the token.
+        tokens: [T]
+        parents: [T], rows that rows follow.
+        cancelled: asked while a lost server is away.
+    """
+
+    def __init__(self, base: int, tokens: Sequence[int], parents: Sequence[int], cancelled: Callable[[], bool]) -> None:
+        self.base = base
+        self.tokens = tokens
+        self.parents = parents
+        self.cancelled = cancelled
+        self.under_way: deque[_Sent] = deque()
+        self.arrived: list[_Arrived] = []
+
+    @property
+    def rows(self) -> int:
+        """How many are back."""
+        return sum(len(part.logits) for part in self.arrived)
+
+    def shown(self, kept: Sequence[int]) -> Verified:
+        """The rows that are back."""
         return Verified(
-            self.base, self.ids, self.parents, logits, range(len(self.ids)), States(self.leaving, returned)
+            self.base,
+            self.tokens[: self.rows],
+            self.parents[: self.rows],
+            torch.cat([part.logits for part in self.arrived]),
+            kept,
+            States(
+                torch.cat([part.states.leaving for part in self.arrived]),
+                torch.cat([part.states.returned for part in self.arrived]),
+            ),
         )
 
 
@@ -85,13 +130,13 @@ class Decoder:
         self.released = 0
         """Positions that have left so far, those that left again after a rollback included."""
         self._turn = turn or threading.Lock()
-        self.last_timing = StepTiming(0.0, 0.0, 0.0, 0)
+        self.last_timing = StepTiming(0.0, 0.0, 0.0, 0, 0)
         self._parts = parts
         self._remote = remote
         self._defence = defence
         self._history = History()
-        self._open: Verified | None = None
-        """Rows that were verified and neither kept nor forgotten yet."""
+        self._trip: _Trip | None = None
+        """Rows that are being verified: neither kept nor forgotten yet."""
         self._head_cache = parts.head.new_cache()
         self._tail_cache = parts.tail.new_cache()
         self._device = parts.head.embedding().device
@@ -161,27 +206,31 @@ class Decoder:
                         server += returned.compute_us * 1e-6
                         logits = rows[-1]
                         if every is not None:
-                            every(chunk.verified(rows, returned.hidden))
+                            states = States(chunk.leaving, returned.hidden)
+                            every(
+                                Verified(
+                                    chunk.base, chunk.ids, range(-1, len(rows) - 1), rows, range(len(rows)), states
+                                )
+                            )
         except BaseException:
             self.rollback(base)
             self._remote.abandon()
             raise
         self.ids += [token for part in chunks for token in part]
-        self.last_timing = StepTiming(time.perf_counter() - started, client, server, len(ids))
+        self.last_timing = StepTiming(time.perf_counter() - started, client, server, len(ids), len(ids))
         if len(self.ids) < base + len(ids):
             raise CancelledError("stopped while the prompt was being sent")
         return logits
 
-    def verify(self, token: int, draft: Draft, *, cancelled: Callable[[], bool] = lambda: False) -> torch.Tensor:
-        """Send a token and guesses at what follows it; `keep` must come next.
+    def verify(self, token: int, draft: Draft, first: int, *, cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Send a token and guesses at what follows it. Then ask for `logits`, and `keep` what is right.
 
         Args:
             token: the one after those held.
             draft: its nodes become rows 1 … N.
+            first: nodes to wait for. The others follow in a frame of their own, which the server runs while the first answer
+                is on its way; they cost time only if somebody asks about them.
             cancelled: asked while a lost server is away.
-
-        Returns:
-            Logits [1 + N, V] after the token and after each guess, float32 on the CPU.
 
         Raises:
             InputError: a token is outside the vocabulary, or there is no room for all.
@@ -190,27 +239,36 @@ class Decoder:
         """
         tokens = [token, *draft.tokens]
         self._check(tokens)
-        base, started = len(self.ids), time.perf_counter()
-        try:
-            with torch.inference_mode(), self._remote.heeding(cancelled):
-                sent = self._send(tokens, (-1, *(parent + 1 for parent in draft.parents)))
-                left = time.perf_counter()
-                returned = self._remote.receive()
-                arrived = time.perf_counter()
-                logits = self._logits(returned.hidden, all_rows=True, backs=sent.backs)  # [T, V]
-        except BaseException:
-            self.rollback(base)
-            self._remote.abandon()
-            raise
-        ended = time.perf_counter()
-        self.last_timing = StepTiming(
-            ended - started, (left - started) + (ended - arrived), returned.compute_us * 1e-6, len(tokens)
-        )
-        self._open = sent.verified(logits, returned.hidden)
-        return logits
+        parents = (-1, *(parent + 1 for parent in draft.parents))
+        trip = self._trip = _Trip(len(self.ids), tokens, parents, cancelled)
+        with self._undone_by_errors(trip):
+            started = time.perf_counter()
+            for part in filter(len, (range(first + 1), range(first + 1, len(tokens)))):
+                rows = slice(part.start, part.stop)
+                trip.under_way.append(self._send(tokens[rows], [row - parents[row] for row in part]))
+            sent = time.perf_counter() - started
+        self.last_timing = StepTiming(sent, sent, 0.0, 0, len(tokens))
+        self._receive(trip)
+
+    def logits(self, row: int) -> torch.Tensor:
+        """What the model says after a row of what is being verified, [V], float32 on the CPU; waits for it if need be.
+
+        Raises:
+            ProtocolError: nothing was verified since the last `keep`.
+            ConnectionLostError: as `verify`.
+            CancelledError: as `verify`.
+        """
+        trip = self._verified()
+        while row >= trip.rows:
+            self._receive(trip)
+        part = next(part for part in trip.arrived if row < part.first + len(part.logits))
+        return part.logits[row - part.first]
 
     def keep(self, rows: Sequence[int]) -> Verified:
-        """Of the rows verified last keep those of a path that begins with row 0; the others are forgotten.
+        """Of the rows being verified keep those of a path that begins with row 0; the others are forgotten.
+
+        Args:
+            rows: whose logits were asked for, the last one's perhaps not.
 
         Returns:
             What the round trip showed.
@@ -218,14 +276,14 @@ class Decoder:
         Raises:
             ProtocolError: nothing was verified since, or they are no path.
         """
-        if self._open is None:
-            raise ProtocolError("nothing to keep; verify something first")
-        seen = self._open._replace(kept=tuple(rows))
+        trip = self._verified()
+        if rows[-1] >= trip.rows:  # right, by what the row before it said, and still under way
+            self._receive(trip)
         for held in (self._head_cache, self._tail_cache, self._history, self._remote):
-            held.keep(seen.base, rows)
-        self.ids += [seen.tokens[row] for row in rows]
-        self._open = None
-        return seen
+            held.keep(trip.base, rows)
+        self.ids += [trip.tokens[row] for row in rows]
+        self._trip = None
+        return trip.shown(rows)
 
     def rollback(self, position: int) -> None:
         """Forget the tokens from `position` on. The server follows with the next step."""
@@ -244,18 +302,54 @@ class Decoder:
         self.rollback(common)
         return ids[common:]
 
-    def _send(self, ids: Sequence[int], parents: Sequence[int] = ()) -> _Sent:
-        """Run tokens through the head and send what leaves it; `parents` as in `Verified`, none for a chain."""
+    @property
+    def verifying(self) -> bool:
+        """Whether rows wait for a `keep`."""
+        return self._trip is not None
+
+    def _verified(self) -> _Trip:
+        if self._trip is None:
+            raise ProtocolError("nothing is being verified")
+        return self._trip
+
+    def _send(self, ids: Sequence[int], backs: Sequence[int] = ()) -> _Sent:
+        """Run tokens through the head and send what leaves it; `backs` as in `Tree.extend`."""
+        if all(back == 1 for back in backs):
+            backs = ()  # a chain says so by saying nothing
         base = self._head_cache.position
-        backs = [row - parent for row, parent in enumerate(parents)]
-        if backs.count(1) == len(backs):
-            backs = []  # a chain says so by saying nothing
         tokens = torch.tensor([ids], device=self._device)  # [1, T]
         with self._turn:
             leaving = self._parts.head(tokens, self._head_cache, backs)[0]  # [T, D]
         self._remote.send(base, self._defence.release(leaving, self._history.extend(base, ids, backs)), backs)
         self.released += len(ids)
-        return _Sent(base, ids, parents or range(-1, len(ids) - 1), backs, leaving)
+        return _Sent(base, ids, backs, leaving)
+
+    def _receive(self, trip: _Trip) -> None:
+        """Wait for the oldest rows under way."""
+        with self._undone_by_errors(trip):
+            sent, started = trip.under_way.popleft(), time.perf_counter()
+            returned = self._remote.receive()
+            arrived = time.perf_counter()
+            logits = self._logits(returned.hidden, all_rows=True, backs=sent.backs)  # [T, V]
+        trip.arrived.append(_Arrived(trip.rows, logits, States(sent.leaving, returned.hidden)))
+        ended, before = time.perf_counter(), self.last_timing
+        self.last_timing = StepTiming(
+            before.total + ended - started,
+            before.client + ended - arrived,
+            before.server + returned.compute_us * 1e-6,
+            trip.rows,
+            before.sent,
+        )
+
+    @contextmanager
+    def _undone_by_errors(self, trip: _Trip) -> Iterator[None]:
+        try:
+            with torch.inference_mode(), self._remote.heeding(trip.cancelled):
+                yield
+        except BaseException:
+            self.rollback(trip.base)
+            self._remote.abandon()
+            raise
 
     def _logits(self, hidden: torch.Tensor, all_rows: bool, backs: Sequence[int] = ()) -> torch.Tensor:
         """Logits after the last position [1, V], or after every one [T, V]."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from cutlayer.client.answer_text import AnswerText
 from cutlayer.client.logprobs import Logprobs, PromptLogprobs, logprobs_of
 from cutlayer.client.speculation.draft import ROOT, Draft
 from cutlayer.errors import CancelledError, InputError
@@ -127,8 +128,7 @@ class Generation:
         self._request = request
         self._decoder = decoder
         self._sampler = sampler
-        self._stream = tokenizer.stream()
-        self._stop = _StopStrings(request.stop)
+        self._text = AnswerText(tokenizer, request.stop)
         self._traffic = traffic
         self._drafting = drafting
         self._drafted_before = drafting.seconds if drafting else 0.0
@@ -137,7 +137,6 @@ class Generation:
         self._before = msgspec.structs.replace(traffic)
         self._labels = labels
         self._texts: list[str] = []
-        self._decoded = 0
         self._finish: FinishReason | None = None
         self._started = time.perf_counter()
         self._pieces = self._run()
@@ -162,7 +161,7 @@ class Generation:
     @property
     def hit_stop_string(self) -> bool:
         """Whether one of the request's stop strings ended it, and not a token of the model's."""
-        return self._stop.found
+        return self._text.cut_off
 
     def result(self) -> Result:
         """Finish what is left and return the account."""
@@ -175,7 +174,7 @@ class Generation:
             token_ids=self.token_ids,
             finish_reason=self._finish or "cancelled",
             steps=len(decode),
-            guessed=sum(step.rows - 1 for step in decode),
+            guessed=sum(step.sent - 1 for step in decode),
             timings_ms={
                 "prefill": _ms(sum(step.total for step in prefill)),
                 "decode": _ms(sum(step.total for step in decode)),
@@ -192,16 +191,15 @@ class Generation:
 
     def _run(self) -> Generator[Piece, None, None]:
         try:
-            rows = self._prefill()[None]  # [1, V]
+            first = self._prefill()  # [V]
             if self._request.max_tokens == 0:
                 self._finish = "length"
-            draft = None
+            else:
+                yield self._next(first)
             while self._finish is None:
-                yield from self._walk(rows, draft)
-                if self._finish is None:
-                    draft = self._guess()
-                    rows = self._decoder.verify(self.token_ids[-1], draft, cancelled=self._cancelled.is_set)
-                    self._took()
+                draft, now = self._guess()
+                self._decoder.verify(self.token_ids[-1], draft, now, cancelled=self._cancelled.is_set)
+                yield from self._walk(draft)
         except CancelledError:
             self._finish = "cancelled"
 
@@ -222,19 +220,13 @@ class Generation:
         self._took()
         return logits
 
-    def _walk(self, rows: torch.Tensor, draft: Draft | None) -> Generator[Piece, None, None]:
-        """Choose tokens as long as they were guessed.
-
-        Args:
-            rows: logits [1 + N, V] after the last token and after each guess.
-            draft: the guesses; None if the row is the prompt's last.
-        """
-        guesses = draft or Draft()
+    def _walk(self, draft: Draft) -> Generator[Piece, None, None]:
+        """Choose tokens as long as they were guessed."""
         node, kept = ROOT, [0]
         try:
             while self._finish is None:
-                piece = self._next(rows[node + 1], guesses.drawn(node))
-                guess = guesses.child(node, piece.token)
+                piece = self._next(self._decoder.logits(node + 1), draft.drawn(node))
+                guess = draft.child(node, piece.token)
                 if guess is not None:
                     kept.append(guess + 1)
                 yield piece
@@ -242,14 +234,16 @@ class Generation:
                     return
                 node = guess
         finally:
-            if draft is not None:
+            if self._decoder.verifying:  # it did not fail
                 seen = self._decoder.keep(kept)
+                self._took()
                 if self._drafting is not None:
                     self._drafting.observe(seen)
 
-    def _guess(self) -> Draft:
+    def _guess(self) -> tuple[Draft, int]:
+        """A draft, and how much of it to wait for."""
         if self._drafting is None:
-            return Draft()
+            return Draft(), 0
         most = min(self._decoder.room, self._decoder.widest) - 1
         return self._drafting.draft(self._said, most, depth=self._request.max_tokens - len(self.token_ids) - 1)
 
@@ -259,7 +253,7 @@ class Generation:
         if self._drafting is not None:
             self._drafting.took(timing)
 
-    def _next(self, logits: torch.Tensor, drawn: Sequence[tuple[int, torch.Tensor]]) -> Piece:
+    def _next(self, logits: torch.Tensor, drawn: Sequence[tuple[int, torch.Tensor]] = ()) -> Piece:
         """Choose a token and take the text it makes certain."""
         request = self._request
         token = self._sampler.choose(logits, self._said, self.token_ids, drawn)
@@ -270,50 +264,13 @@ class Generation:
             self._finish = "stop"
         elif len(self.token_ids) == request.max_tokens or len(self._said) > self._decoder.capacity:
             self._finish = "length"
-        start, certain = self._decoded, self._stream.push(token)
-        self._decoded += len(certain)
-        text = self._stop.push(certain)
-        if self._finish is not None and not self._stop.found:
-            text += self._stop.push(self._stream.finish()) + self._stop.finish()
-        if self._stop.found:
+        start, text = self._text.push(token)
+        if self._finish is not None:
+            text += self._text.finish()
+        if self._text.cut_off:
             self._finish = "stop"
         self._texts.append(text)
         return Piece(token, text, start, likely)
-
-
-class _StopStrings:
-    """Holds back text that may begin a stop string, and cuts at the first one."""
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        self.found = False
-        self._stop = stop
-        self._held = ""
-
-    def push(self, text: str) -> str:
-        """Text that is safe to give out."""
-        if self.found or not self._stop:
-            return "" if self.found else text
-        self._held += text
-        ends = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
-        if ends:
-            self.found = True
-            return self._held[: min(ends)]
-        keep = max(
-            (
-                n
-                for stop in self._stop
-                for n in range(min(len(stop) - 1, len(self._held)), 0, -1)
-                if self._held.endswith(stop[:n])
-            ),
-            default=0,
-        )
-        given, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return given
-
-    def finish(self) -> str:
-        """What was held back and turned out to be no stop string."""
-        held, self._held = self._held, ""
-        return "" if self.found else held
 
 
 def _all(takers: Sequence[Callable[[Verified], None]]) -> Callable[[Verified], None] | None:

@@ -110,10 +110,8 @@ class Sampler:
         scores = self._biased(self._counted(self._penalised(logits, seen), answer))
         if self._mask is not None:
             scores = scores.masked_fill(~self._mask.allowed(), -torch.inf)
-        if self._sampling.temperature == 0:
-            token = int(scores.argmax())
-        else:
-            token = self._draw(self.probabilities(scores), drawn)
+        greedy = self._sampling.temperature == 0
+        token = int(scores.argmax()) if greedy else self._draw(self.probabilities(scores), drawn)
         if self._mask is not None:
             self._mask.take(token)
         return token
@@ -141,7 +139,10 @@ class Sampler:
         for token, law in drawn:
             excess = (target - law).clamp_(min=0)  # [V]
             # Where nothing exceeds the law the two are equal, and but for rounding the draft is certain to be accepted.
-            if float(torch.rand((), generator=self._generator)) * float(law[token]) < float(target[token]) or not excess.any():
+            if (
+                float(torch.rand((), generator=self._generator)) * float(law[token]) < float(target[token])
+                or not excess.any()
+            ):
                 return token
             target = excess / excess.sum()
         return int(torch.multinomial(target, 1, generator=self._generator))

@@ -41,8 +41,8 @@ class Drafting:
         """Whether to `observe` the prompt as well."""
         return self._speculator.wants_prompt
 
-    def draft(self, ids: Sequence[int], most: int, depth: int) -> Draft:
-        """Guesses worth sending after the last of `ids`.
+    def draft(self, ids: Sequence[int], most: int, depth: int) -> tuple[Draft, int]:
+        """Guesses worth sending after the last of `ids`, and how many of them are worth waiting for.
 
         Args:
             ids: prompt and answer so far.
@@ -54,12 +54,15 @@ class Drafting:
         draft = Draft()
         if most > 0 and depth > 0:
             draft = self._speculator.draft(ids, most).within(depth).ranked()
+        now = len(draft)
         if self._pad_to:
             draft = self._filled(draft, min(self._pad_to - 1, most))
+            now = len(draft)
         elif getattr(self._speculator, "adaptive", True):
-            draft = draft.first(best_size(draft, self._time))
+            now = best_size(draft, self._time)
+            draft = draft.first(now + self._time.idle_rows())
         self.seconds += time.perf_counter() - started
-        return draft
+        return draft, now
 
     def observe(self, seen: Verified) -> None:
         """Learn from a round trip, or a chunk of a prompt."""
@@ -69,11 +72,11 @@ class Drafting:
 
     def took(self, timing: StepTiming) -> None:
         """Learn what a step took, the prefill included."""
+        computing = timing.client + timing.server
         if timing.rows <= MOST_NODES + 1:
-            self._time.add(timing.rows, timing.total)
+            self._time.add(timing.rows, timing.total, computing)
         else:
-            computing = timing.client + timing.server
-            self._time.add_prefill(timing.rows, computing, max(timing.total - computing, 0.0))
+            self._time.add_prefill(timing.rows, timing.total, computing)
 
     def close(self) -> None:
         """Keep what outlives the session."""

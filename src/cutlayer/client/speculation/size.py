@@ -9,7 +9,7 @@ which rows are dear, falls back to one token per round trip.
 from __future__ import annotations
 
 from collections import deque
-from statistics import fmean
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Final
 
 from cutlayer.client.speculation.draft import expected_tokens
@@ -35,31 +35,48 @@ class TripTime:
 
     def __init__(self) -> None:
         self._trips: deque[tuple[int, float]] = deque(maxlen=_MEMORY)
+        self._waits: deque[float] = deque(maxlen=_MEMORY)
         self._prior: float | None = None
-        self._waiting = 0.0
 
-    def add(self, rows: int, seconds: float) -> None:
-        """A round trip of `rows` rows took so long."""
+    def add(self, rows: int, seconds: float, computing: float) -> None:
+        """A round trip of `rows` rows took so long, and so much of it in head, body and tail."""
         self._trips.append((rows, seconds))
+        self._waits.append(max(seconds - computing, 0.0))
 
-    def add_prefill(self, rows: int, computing: float, waiting: float) -> None:
-        """So many rows took so long in head, body and tail, and beyond that on the way."""
+    def add_prefill(self, rows: int, seconds: float, computing: float) -> None:
+        """So many rows took so long together."""
         self._prior = computing / rows
-        self._waiting = waiting
+        self._waits.append(max(seconds - computing, 0.0))
 
     def of(self, rows: int) -> float:
         """Seconds a round trip of `rows` rows takes; up to a factor, before anything was measured."""
         if not self._trips:
             # A few rows cost more than their share of many: the weights are read for them alone.
-            return self._waiting + (_ROWS_OF_ONE + rows) * (self._prior or _LEAST_SHARE)
+            return self._wait() + (_ROWS_OF_ONE + rows) * self._least_per_row()
+        lengths, times = zip(*self._trips, strict=True)
+        middle, mean = fmean(lengths), fmean(times)
+        return float(max(mean + self._per_row() * (rows - middle), _LEAST_SHARE * mean))
+
+    def idle_rows(self) -> int:
+        """Rows the server could run while an answer and the next step are on their way: half of that time, to be sure."""
+        if not self._trips:
+            return 0
+        return int(self._wait() / 2 / self._per_row())
+
+    def _wait(self) -> float:
+        return median(self._waits) if self._waits else 0.0
+
+    def _least_per_row(self) -> float:
+        mean = fmean(seconds for _, seconds in self._trips) if self._trips else 1.0
+        return max(self._prior or 0.0, _LEAST_SHARE * mean)
+
+    def _per_row(self) -> float:
         lengths, times = zip(*self._trips, strict=True)
         middle, mean = fmean(lengths), fmean(times)
         spread = sum((length - middle) ** 2 for length in lengths)
-        covariance = sum((length - middle) * time for length, time in self._trips)
-        least = _LEAST_SHARE * mean
-        prior = max(self._prior or 0.0, least)
-        slope = max((covariance + _PRIOR_WEIGHT * prior) / (spread + _PRIOR_WEIGHT), least)
-        return float(max(mean + slope * (rows - middle), least))
+        covariance = sum((length - middle) * seconds for length, seconds in self._trips)
+        slope = (covariance + _PRIOR_WEIGHT * self._least_per_row()) / (spread + _PRIOR_WEIGHT)
+        return float(max(slope, _LEAST_SHARE * mean))
 
 
 def best_size(draft: Draft, time: TripTime) -> int:

@@ -1,0 +1,299 @@
+"""Speculation over an emulated wide-area link: tokens per round trip, tokens per second, time to the first token.
+
+Three parts, each of which keeps what the record has of the others: ``acceptance`` (all prompts with every speculator, several
+sessions at once: are the tokens those of sequential decoding, and how many does a round trip bring?), ``speed`` (one session,
+the clock on the wall, over a grid of links), ``first`` (time to the first token: cold, warm, after a pause).
+Prints and writes the record ``wan`` and draws docs/figures/wan.svg from it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Annotated, Any
+
+import torch
+from cyclopts import App, Parameter
+
+from cutlayer.cli.server_process import ServerProcess
+from cutlayer.client.connect import Client, Options, dialler
+from cutlayer.netsim.link import Link
+from cutlayer.netsim.shape import Shape
+from cutlayer.records.record import Figure, exact, median, new_record, proportion, read_record, write_record
+from report import RECORDS, command, finish
+from wan_answers import TYPES, Answer, Prompt, Trip, TripModel, ask, ask_all, by_type, read_prompts, tokens_per_s
+
+app = App(help=__doc__)
+_PROMPTS = "40 prompts of our own, 8 of each type of text (benchmarks/wan_prompts.jsonl)"
+_HEADLINE = Shape(rtt_ms=80, mbit_s=100)
+_GRID = [Shape(rtt_ms=rtt, mbit_s=rate) for rate in (100, 20) for rtt in (80, 20, 150)]
+_CUNNINGHAM = ("cunningham:n=3", "cunningham:n=5", "cunningham:n=7")
+_OTHERS = ("lookahead", "lookup", "recycling:tree=static", "recycling")
+_PAUSES_S = (0.0, 2.0, 10.0)
+
+
+class Study:
+    """Figures and samples as they come, on top of what the record has."""
+
+    def __init__(self, model: str, write: bool, config: dict[str, Any]) -> None:
+        self.model = model
+        self._write = write
+        self._config = config
+        self.figures: dict[str, Figure] = {}
+        self.samples: dict[str, list[Any]] = {}
+        path = RECORDS / "wan.json"
+        if path.is_file():
+            held = read_record(path)
+            self.figures, self.samples = dict(held.figures), dict(held.samples)
+            self._config = dict(held.config) | config
+
+    def save(self, **more: Any) -> None:
+        """Write what there is."""
+        self._config |= more
+        self.record = new_record("wan", command("wan"), self._config, self.figures, self.samples)
+        if self._write:
+            write_record(self.record, RECORDS)
+
+    @contextmanager
+    def link(self, shape: Shape) -> Iterator[ServerProcess]:
+        """A server on the far side of a link."""
+        with Link(shape) as link, ServerProcess(self.model, host=link.far_host, prefix=link.prefix) as server:
+            port = int(server.url.rpartition(":")[2])
+            server.url = f"wss://{link.address(port)}"
+            self._config["link"] = str(link.kind)
+            yield server
+
+    def client(self, server: ServerProcess, speculate: str) -> Client:
+        """A session with a speculator of its own."""
+        return Client(dialler(server.url, keys=server.client_keys), Options(model=self.model, speculate=speculate))
+
+    def keep(self, name: str, answers: Sequence[Answer]) -> None:
+        """Raw values of answers."""
+        self.samples[name] = [
+            [a.prompt, a.tokens, a.digest, round(a.seconds, 4), round(a.draft, 4), a.sent, a.received, len(a.trips)]
+            for a in answers
+        ]
+
+    def add_acceptance(self, name: str, answers: Sequence[Answer], reference: Sequence[Answer] | None) -> None:
+        """Tokens per round trip, over all and by type; and whether the tokens are those of sequential decoding."""
+        types = by_type(answers, lambda answer: answer.per_trip)
+        for kind, values in types.items():
+            self.figures[f"{name}_{kind}_tokens_per_trip"] = _mean(values, "tokens")
+        self.figures[f"{name}_tokens_per_trip"] = _mean(
+            [value for values in types.values() for value in values], "tokens"
+        )
+        self.figures[f"{name}_bytes_per_token"] = _mean([(a.sent + a.received) / a.tokens for a in answers], "bytes")
+        if reference is not None:
+            same = sum(a.digest == b.digest for a, b in zip(answers, reference, strict=True))
+            self.figures[f"{name}_identical"] = proportion(same, len(answers))
+
+
+@app.default
+def wan(
+    *,
+    model: str = "smollm2-135m",
+    parts: tuple[str, ...] = ("acceptance", "speed", "first"),
+    each: int = 8,
+    tokens: int = 128,
+    timed_each: int = 2,
+    timed_tokens: int = 64,
+    sessions: int = 8,
+    repeats: int = 5,
+    speculators: tuple[str, ...] = (*_CUNNINGHAM, *_OTHERS),
+    grid: Annotated[bool, Parameter(negative="--headline-only")] = True,
+    write: bool = True,
+) -> None:
+    """Measure and record.
+
+    Parameters
+    ----------
+    model
+        Name or directory.
+    parts
+        Which of acceptance, speed, first.
+    each
+        Prompts of each type in ``acceptance``.
+    tokens
+        Of each answer there.
+    timed_each
+        Prompts of each type in ``speed``.
+    timed_tokens
+        Of each answer there.
+    sessions
+        At once, in ``acceptance``.
+    repeats
+        Of each time to the first token.
+    speculators
+        Besides ``off`` and ``auto``.
+    grid
+        All links, or the one of 80 ms and 100 Mbit/s alone.
+    write
+        Whether to write the record.
+    """
+    study = Study(
+        model,
+        write,
+        {"model": model, "cut": "2:-2", "dtype": "float32", "codec": "fp32", "prompts": _PROMPTS,
+         "threads": torch.get_num_threads(), "headline": str(_HEADLINE)},
+    )  # fmt: skip
+    if "acceptance" in parts:
+        _acceptance(study, read_prompts(each), tokens, sessions, speculators)
+        study.save(tokens=tokens, prompts_each=each, sessions=sessions)
+    if "speed" in parts:
+        _speed(study, read_prompts(timed_each), timed_tokens, _GRID if grid else _GRID[:1])
+        study.save(timed_tokens=timed_tokens, timed_prompts_each=timed_each)
+    if "first" in parts:
+        _first(study, repeats)
+        study.save(repeats=repeats, pauses_s=_PAUSES_S)
+    finish(study.record, write=write)
+
+
+def _acceptance(
+    study: Study, prompts: Sequence[Prompt], tokens: int, sessions: int, speculators: Sequence[str]
+) -> None:
+    """Everything over the headline's link, whose round trip the default's tree size depends on."""
+    with study.link(_HEADLINE) as server:
+        references: dict[float, list[Answer]] = {}
+        for spec, temperature in (
+            ("off", 0.0), ("auto", 0.0), ("off", 0.7), ("auto", 0.7), *((spec, 0.0) for spec in speculators),
+        ):  # fmt: skip
+            name = _name(spec, temperature)
+            with ExitStack() as stack:
+                first = stack.enter_context(study.client(server, spec))
+                clients = [first, *(stack.enter_context(first.another()) for _ in range(sessions - 1))]
+                answers = ask_all(clients, prompts, tokens, temperature, name)
+            references.setdefault(temperature, answers)
+            study.add_acceptance(name, answers, references[temperature])
+            study.keep(f"acceptance_{name}", answers)
+            sys.stderr.write(f"{name}: {study.figures[f'{name}_tokens_per_trip'].value:.2f} tokens per round trip\n")
+            study.save()
+    study.figures["tokens_per_round_trip_mean"] = study.figures["auto_tokens_per_trip"]
+
+
+def _speed(study: Study, prompts: Sequence[Prompt], tokens: int, links: Sequence[Shape]) -> None:
+    model: TripModel | None = None
+    errors: dict[str, float] = {}
+    for shape in links:
+        label = f"rtt{shape.rtt_ms:.0f}_{shape.mbit_s:.0f}"
+        specs = ("off", "auto", *(_CUNNINGHAM if shape == _HEADLINE else ()))
+        with study.link(shape) as server, ExitStack() as stack:
+            clients = {spec: stack.enter_context(study.client(server, spec)) for spec in specs}
+            answers: dict[str, list[Answer]] = {spec: [] for spec in specs}
+            for prompt in prompts:  # in turn, so that a slow moment of the machine hits all of them
+                for spec, client in clients.items():
+                    answers[spec].append(ask(client, prompt, tokens, 0.0))
+                    sys.stderr.write(f"{label} {spec} {prompt.id}: {tokens_per_s(answers[spec][-1:]):.1f} tokens/s\n")
+            row_bytes = clients["off"].codec.row_bytes(clients["off"].info.hidden_size)
+        for spec, given in answers.items():
+            name = _name(spec, 0.0)
+            study.keep(f"{label}_{name}", given)
+            study.samples[f"{label}_{name}_trips"] = [
+                [round(value, 5) for value in trip] for answer in given for trip in answer.trips
+            ]
+            study.figures[f"{label}_{name}_tokens_per_s"] = _ratio_of_sums(given)
+        _add_ratios(study, label, answers, shape == _HEADLINE)
+        rtt_s, bytes_per_s = shape.rtt_ms / 1e3, shape.bytes_per_s
+        study.figures[f"{label}_fraction_of_model"] = _fraction(answers["auto"], rtt_s, bytes_per_s, row_bytes)
+        trips = [trip for given in answers.values() for answer in given for trip in answer.trips]
+        if model is None:  # the first link is the headline's; all others are predicted from it
+            model = TripModel.fit(trips, rtt_s, bytes_per_s, row_bytes)
+        else:
+            for spec, given in answers.items():
+                errors[f"{label}_{_name(spec, 0.0)}"] = _error(model, given, rtt_s, bytes_per_s)
+        study.save()
+    if errors:
+        study.samples["heldout_latency_errors"] = [[name, round(error, 4)] for name, error in errors.items()]
+        study.figures["heldout_latency_error"] = _mean(list(errors.values()), "relative")
+        study.figures["heldout_latency_error_worst"] = exact(max(errors.values()), "relative", len(errors))
+
+
+def _add_ratios(study: Study, label: str, answers: dict[str, list[Answer]], headline: bool) -> None:
+    """Of the same prompts in the same run."""
+
+    def speedup(over: str, kind: str | None = None) -> Figure:
+        pairs = [
+            (tokens_per_s([a]) / tokens_per_s([b]))
+            for a, b in zip(answers["auto"], answers[over], strict=True)
+            if kind in (None, a.type)
+        ]
+        return _mean(pairs, "ratio")
+
+    study.figures[f"{label}_speedup_over_sequential"] = speedup("off")
+    kinds = {kind: speedup("off", kind) for kind in TYPES}
+    for kind, figure in kinds.items():
+        study.figures[f"{label}_{kind}_speedup_over_sequential"] = figure
+    study.figures[f"{label}_slowest_type_over_sequential"] = min(kinds.values(), key=lambda figure: figure.value)
+    if headline:
+        best = max(_CUNNINGHAM, key=lambda spec: tokens_per_s(answers[spec]))
+        study.figures["speedup_over_sequential_80ms"] = study.figures[f"{label}_speedup_over_sequential"]
+        study.figures["speedup_over_cunningham_80ms"] = speedup(best)
+        study.samples["best_cunningham"] = [best]
+
+
+def _first(study: Study, repeats: int) -> None:
+    """A question of some forty tokens after another one was answered, as in a conversation."""
+    questions = [prompt.text for prompt in read_prompts(8) if prompt.type == "chat"]
+    with study.link(_HEADLINE) as server:
+        times: dict[str, list[float]] = {}
+        over: dict[str, list[float]] = {}
+        for turn in range(repeats):
+            with study.client(server, "auto") as client:
+                for pause in (None, *_PAUSES_S):
+                    if pause is not None:
+                        time.sleep(pause)
+                    name = "cold" if pause is None else f"after_{pause:.0f}_s"
+                    client.forget()
+                    generation = client.generate(questions[(turn + len(times)) % len(questions)], max_tokens=12)
+                    generation.result()
+                    step = generation.timings[0]
+                    times.setdefault(name, []).append(step.total * 1e3)
+                    ideal = _HEADLINE.rtt_ms / 1e3 + step.client + step.server
+                    over.setdefault(name, []).append(step.total / ideal)
+    for name, values in times.items():
+        study.figures[f"first_token_ms_{name}"] = median(values, "ms")
+        study.figures[f"first_token_over_ideal_{name}"] = median(over[name], "ratio")
+        study.samples[f"first_token_{name}"] = [values, over[name]]
+
+
+def _fraction(answers: Sequence[Answer], rtt_s: float, bytes_per_s: float, row_bytes: int) -> Figure:
+    """Tokens per second as a share of what the synchronous model gives for the same round trips."""
+    shares = []
+    for answer in answers:
+        predicted = answer.draft + sum(
+            rtt_s + trip.client + trip.server + 2 * trip.rows * row_bytes / bytes_per_s for trip in answer.trips
+        )
+        shares.append(predicted / answer.seconds)
+    return _mean(shares, "fraction")
+
+
+def _error(model: TripModel, answers: Sequence[Answer], rtt_s: float, bytes_per_s: float) -> float:
+    """Of the predicted time of all round trips, relative."""
+    trips: list[Trip] = [trip for answer in answers for trip in answer.trips]
+    predicted = sum(model.seconds(trip.rows, rtt_s, bytes_per_s) for trip in trips)
+    return abs(predicted / sum(trip.total for trip in trips) - 1)
+
+
+def _ratio_of_sums(answers: Sequence[Answer]) -> Figure:
+    figure = _mean([tokens_per_s([answer]) for answer in answers], "tokens/s")
+    return Figure(tokens_per_s(answers), figure.low, figure.high, len(answers), "tokens/s")
+
+
+def _mean(values: Sequence[float], unit: str) -> Figure:
+    """The mean with its interval (normal approximation of the standard error)."""
+    if len(values) == 1:
+        return exact(values[0], unit)
+    mean, half = statistics.fmean(values), 1.96 * statistics.stdev(values) / len(values) ** 0.5
+    return Figure(mean, mean - half, mean + half, len(values), unit)
+
+
+def _name(spec: str, temperature: float) -> str:
+    """Of figures: what the specification says, without its signs."""
+    cleaned = spec.replace(":", "_").replace("=", "").replace(",", "_")
+    return cleaned if temperature == 0 else f"{cleaned}_t{temperature:g}".replace(".", "")
+
+
+if __name__ == "__main__":
+    app()
