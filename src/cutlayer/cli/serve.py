@@ -35,6 +35,7 @@ def serve(
     max_rate: float = 0.0,
     idle: float = 600.0,
     drain: float = 30.0,
+    congestion: str | None = None,
     ray: str | None = None,
     replicas: int = 1,
     stages: int = 1,
@@ -83,6 +84,8 @@ def serve(
         Seconds after which an unused session is dropped.
     drain
         Seconds that answers in progress get to finish when the server is told to stop. A second signal ends at once.
+    congestion
+        TCP congestion control of what is sent to clients, e.g. bbr on lossy lines; default: cubic where permitted.
     ray
         Run the layers on a Ray cluster: HOST:PORT, auto, or local to start one here. This process then only speaks with
         the clients.
@@ -160,7 +163,9 @@ def serve(
             ready_file.write_text(f"{scheme}://{host}:{bound}\n", encoding="utf-8")
 
     try:
-        asyncio.run(run(service, host, port, tls=context, tokens=tokens, drain_s=drain, ready=ready))
+        asyncio.run(
+            run(service, host, port, tls=context, tokens=tokens, drain_s=drain, congestion=congestion, ready=ready)
+        )
     except OSError as error:
         raise InputError(f"cannot listen on {listen}: {error.strerror or error}") from error
     return 0

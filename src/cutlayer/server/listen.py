@@ -17,6 +17,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 
 from cutlayer.server.flow import PacedConnection
 from cutlayer.wire import frames
+from cutlayer.wire.tcp import congestion_control, set_congestion_control
 from cutlayer.wire.tls import TokenBook, listen_policy
 from cutlayer.wire.websocket import KEEPALIVE_S, WebSocketAcceptor
 
@@ -51,6 +52,7 @@ async def listen(
     tls: ssl.SSLContext | None = None,
     tokens: TokenBook | None = None,
     drain_s: float = 0.0,
+    congestion: str | None = None,
     ready: Callable[[int], None] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then let answers in progress finish; a second signal ends at once.
@@ -62,10 +64,12 @@ async def listen(
         tls: without it, only loopback is allowed.
         tokens: of which every client must present one.
         drain_s: how long answers in progress may take to finish.
+        congestion: TCP congestion control of what is sent to clients, see `set_congestion_control`.
         ready: called with the port once connections are accepted.
 
     Raises:
         InsecureError: `host` is not loopback and clients would be unencrypted or unauthenticated.
+        InputError: no such congestion control here.
         OSError: the address cannot be bound.
     """
     mutual = tls is not None and tls.verify_mode is ssl.CERT_REQUIRED
@@ -135,8 +139,19 @@ async def listen(
         ping_interval=KEEPALIVE_S,
         ping_timeout=KEEPALIVE_S,
     ) as server:
-        bound = next(iter(server.sockets)).getsockname()[1]
-        log.info("listening", host=host, port=bound, tls=tls is not None, mutual_tls=mutual, tokens=len(tokens or ()))
+        listeners = tuple(server.sockets)
+        for listener in listeners:
+            set_congestion_control(listener, congestion)  # accepted sockets inherit it
+        bound = listeners[0].getsockname()[1]
+        log.info(
+            "listening",
+            host=host,
+            port=bound,
+            tls=tls is not None,
+            mutual_tls=mutual,
+            tokens=len(tokens or ()),
+            congestion=congestion_control(listeners[0]),
+        )
         expiry = asyncio.create_task(_expire(service, limits.idle_s))
         if ready is not None:
             ready(bound)

@@ -10,16 +10,21 @@ import hashlib
 import socket
 import ssl
 import struct
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
+from websockets.proxy import get_proxy
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as ws_connect
+from websockets.uri import parse_uri
 
 from cutlayer.errors import ConnectionLostError, InputError, RemoteCode, RemoteError
 from cutlayer.wire.frames import SUBPROTOCOL
 from cutlayer.wire.handshake import explain
+from cutlayer.wire.keep_warm import KeepWarm
 from cutlayer.wire.printable import printable
+from cutlayer.wire.tcp import congestion_control, dial
 from cutlayer.wire.token import authorisation
 from cutlayer.wire.transport import UNPROTECTED, PeerSecurity
 
@@ -49,8 +54,12 @@ class WebSocketTransport:
         max_message_bytes: larger messages from the server end the connection.
         open_timeout_s: for connecting, TLS and the upgrade together.
         keepalive_s: ping interval and patience.
+        congestion: TCP congestion control, see `set_congestion_control`. Through an HTTP proxy it stays the system's, for
+            the long way is the proxy's.
+        keep_warm_s: for how long after the last message pings keep the way open for the next; see `KeepWarm`.
 
     Raises:
+        InputError: no such congestion control here.
         ConnectionLostError: nobody answers.
         InsecureError: the server's certificate does not verify.
         RemoteError: the server refused the identity.
@@ -64,23 +73,30 @@ class WebSocketTransport:
         max_message_bytes: int,
         open_timeout_s: float = 10.0,
         keepalive_s: float = KEEPALIVE_S,
+        congestion: str | None = None,
+        keep_warm_s: float = 0.0,
     ) -> None:
         headers = {"Authorization": authorisation(token)} if token else None
         subprotocol: Subprotocol = SUBPROTOCOL  # type: ignore[assignment]
+        deadline = time.monotonic() + open_timeout_s
         try:
+            address = parse_uri(url)
+            proxied = context is not None and get_proxy(address) is not None
+            channel = None if proxied else dial(address.host, address.port, open_timeout_s, congestion)
             self._socket: ClientConnection = ws_connect(
                 url,
+                sock=channel,
                 ssl=context,
                 subprotocols=[subprotocol],
                 additional_headers=headers,
                 compression=None,
                 max_size=max_message_bytes,
                 max_queue=_BUFFERED_MESSAGES,
-                open_timeout=open_timeout_s,
+                open_timeout=deadline - time.monotonic(),
                 ping_interval=keepalive_s,
                 ping_timeout=keepalive_s,
                 close_timeout=2,
-                proxy=True if context else None,
+                proxy=True if proxied else None,
                 create_connection=_Direct,
                 legacy=True,
             )
@@ -106,12 +122,14 @@ class WebSocketTransport:
                 f"cannot connect to {url}: {printable(str(error)) or type(error).__name__}"
             ) from error
         _limit_sending(self._socket.socket, keepalive_s)
+        self._warmth = KeepWarm(self._socket.ping, keep_warm_s)
         if self._socket.subprotocol != SUBPROTOCOL:
             self._socket.close()
             raise ConnectionLostError(f"{url} does not speak {SUBPROTOCOL}; is it a cutlayer server of this version?")
 
     def send(self, data: bytes) -> None:
         """See `Transport.send`."""
+        self._warmth.used()
         try:
             self._socket.send(data)
         except (ConnectionClosed, OSError) as error:
@@ -129,6 +147,7 @@ class WebSocketTransport:
 
     def close(self) -> None:
         """See `Transport.close`."""
+        self._warmth.end()
         self._socket.close()
 
     def break_connection(self) -> None:
@@ -139,6 +158,10 @@ class WebSocketTransport:
     def security(self) -> PeerSecurity:
         """Protocol, cipher and certificate of the server."""
         return _security(self._socket.socket)
+
+    def congestion_control(self) -> str:
+        """Of what this side sends; the server's side has its own."""
+        return congestion_control(self._socket.socket)
 
 
 class WebSocketAcceptor:

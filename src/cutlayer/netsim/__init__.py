@@ -1,0 +1,1 @@
+"""A wide-area network on one machine: what lies between two processes, made slow."""
