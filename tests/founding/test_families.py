@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from cutlayer.models.parts import load_body, load_client
 from cutlayer.types import Cut
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 TOLERANCE = 1e-4
@@ -40,8 +41,11 @@ class Split:
         self.caches = (self.head.new_cache(), self.body.new_cache(), self.tail.new_cache())
 
     def rollback(self, position: int) -> None:
+        self.keep(position)
+
+    def keep(self, anchor: int, path: Sequence[int] = ()) -> None:
         for held in self.caches:
-            held.rollback(position)
+            held.keep(anchor, path)
 
     @torch.inference_mode()
     def run(self, ids: torch.Tensor, chunk: int) -> torch.Tensor:
@@ -50,6 +54,12 @@ class Split:
         return torch.cat(
             [self.tail(self.body(self.head(part, head), body), tail) for part in ids.split(chunk, dim=1)], dim=1
         )
+
+    @torch.inference_mode()
+    def branch(self, ids: torch.Tensor, backs: Sequence[int]) -> torch.Tensor:
+        """Token ids [1, T], each following the one so far back → logits [1, T, V]."""
+        head, body, tail = self.caches
+        return self.tail(self.body(self.head(ids, head, backs), body, backs), tail, backs=backs)
 
 
 @cache
@@ -88,6 +98,65 @@ def test_logits_equal_after_rollback(directory: Path, ids: torch.Tensor) -> None
         expected = unsplit(directory)(other).logits
     error = (split.run(other[:, 20:], 5) - expected[:, 20:]).abs().max().item()
     assert error < TOLERANCE
+
+
+class Guesses:
+    """A split model that holds a tree of tokens, and what each of them follows by the test's own account."""
+
+    def __init__(self, directory: Path, cut: str, seed: int) -> None:
+        self.split = Split(directory, cut)
+        self.model = unsplit(directory)
+        self.chance = random.Random(seed)
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+
+    def path(self, slot: int) -> list[int]:
+        """The slots up to `slot`."""
+        return [*(self.path(self.parents[slot]) if self.parents[slot] >= 0 else ()), slot]
+
+    def grow(self, count: int, branched: bool) -> float:
+        """Run more tokens; the greatest difference to unsplit transformers on each token's own path."""
+        base = len(self.tokens)
+        # A few turn back far, most go on near the end, so that the tree is wide and deeper than a window.
+        backs = [min(slot, self.chance.choice([1, 1, 1, 1, 2, 3, 7])) for slot in range(base, base + count)]
+        if not branched:
+            backs = [1] * count
+        self.tokens += [self.chance.randrange(3, 101) for _ in range(count)]
+        self.parents += [base + row - back for row, back in enumerate(backs)]
+        logits = self.split.branch(torch.tensor([self.tokens[base:]]), backs if branched else ())[0]  # [T, V]
+        return (logits - self.unsplit(range(base, base + count))).abs().max().item()
+
+    def unsplit(self, slots: Sequence[int]) -> torch.Tensor:
+        """Logits [T, V] after each of T slots; what fills shorter paths up comes after their end."""
+        paths = [self.path(slot) for slot in slots]
+        rows = torch.zeros(len(paths), max(map(len, paths)), dtype=torch.long)  # [T, S]
+        for row, path in zip(rows, paths, strict=True):
+            row[: len(path)] = torch.tensor([self.tokens[slot] for slot in path])
+        with torch.inference_mode():
+            return self.model(rows).logits[range(len(paths)), [len(path) - 1 for path in paths]]
+
+    def keep(self) -> int:
+        """Keep the path to one of the last slots and forget the others; how many slots move."""
+        path = self.path(len(self.tokens) - 1 - self.chance.randrange(4))
+        moved = sum(slot != position for position, slot in enumerate(path))
+        anchor = len(path) - moved - self.chance.randrange(3)
+        self.split.keep(anchor, [slot - anchor for slot in path[anchor:]])
+        self.tokens = [self.tokens[slot] for slot in path]
+        self.parents = list(range(-1, len(path) - 1))
+        return moved
+
+
+@pytest.mark.parametrize("cut", ["2:-2", "0:-1", "1:6"])
+def test_trees_equal_unsplit_on_every_path(directory: Path, cut: str) -> None:
+    """Guesses that branch, more guesses after them, a path that is kept, and on from there, twice."""
+    guesses = Guesses(directory, cut, seed=2)
+    assert guesses.grow(13, branched=False) < TOLERANCE
+    for _ in range(2):
+        assert guesses.grow(16, branched=True) < TOLERANCE
+        assert guesses.grow(9, branched=True) < TOLERANCE
+        assert guesses.grow(1, branched=False) < TOLERANCE
+        assert guesses.keep() > 3
+        assert guesses.grow(5, branched=False) < TOLERANCE
 
 
 def test_greedy_tokens_identical_to_generate(directory: Path, ids: torch.Tensor) -> None:

@@ -6,15 +6,19 @@ with those of an undisturbed run. Where the attacker's own session is not ended 
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 import torch
 
 from cutlayer.client.remote import RemoteBody
-from cutlayer.errors import ConnectionLostError, FrameError, RemoteCode
+from cutlayer.errors import ConnectionLostError, FrameError, ProtocolError, RemoteCode
 from cutlayer.server.build import build_service
 from cutlayer.server.local import LocalServer
 from cutlayer.server.sessions import Limits
@@ -267,6 +271,176 @@ def test_the_session_ends_at_its_limit(mallory: Raw, victim: Victim) -> None:
     assert isinstance(mallory.step(encoded(1, 9), base=63, digest=digest(mallory.rows[:-ROW])).header, frames.Result)
 
 
+# Guesses: rows that branch, and paths that are kept of them
+
+GUESSES = encoded(5, 7)
+BACKS = bytes([1, 2, 2, 3, 2])
+"""Rows 4 … 8, of which 4, 6 and 8 follow one another:  3 ─ 4 ─ 6 ─ 8, 3 ─ 5, 4 ─ 7."""
+KEPT = bytes([0, 2])
+
+
+def guess(raw: Raw) -> bytes:
+    """Send `GUESSES` after the four rows; what is held once `KEPT` is kept."""
+    answer = raw.ask(frames.encode(frames.Step(2, 4, 5, 0, digest(raw.rows), parents=BACKS), GUESSES))
+    assert isinstance(answer.header, frames.Result)
+    raw.sequence = 2
+    return raw.rows + GUESSES[:ROW] + GUESSES[2 * ROW : 3 * ROW]
+
+
+def go_on(raw: Raw, kept: bytes) -> None:
+    """Keep the path: row 6 moves to 5, and what comes after sees that and nothing beside it."""
+    row = encoded(1, 9)
+    answer = raw.ask(frames.encode(frames.Step(3, 6, 1, 0, digest(kept), KEPT), row))
+    assert isinstance(answer.header, frames.Result), answer.header
+    alone = expected_of(raw.info, kept + row)[-ROW:]
+    found = CODEC.decode(answer.payload, HIDDEN)
+    assert torch.allclose(found, CODEC.decode(alone, HIDDEN), atol=1e-4)
+    raw.sequence, raw.rows = 3, kept + row
+    answer = raw.step(encoded(1, 10))
+    assert isinstance(answer.header, frames.Result), answer.header
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({"path": bytes([2, 0])}, RemoteCode.BAD_STEP),  # not ascending
+        ({"path": bytes([0, 0])}, RemoteCode.BAD_STEP),
+        ({"path": bytes([0, 1])}, RemoteCode.BAD_STEP),  # siblings
+        ({"path": bytes([0, 4])}, RemoteCode.BAD_STEP),  # a grandchild
+        ({"path": bytes([2, 4])}, RemoteCode.BAD_STEP),  # does not begin at the trunk
+        ({"path": bytes([0, 5])}, RemoteCode.BAD_STEP),  # beyond what is held
+        ({"path": bytes([0, 255])}, RemoteCode.BAD_STEP),
+        ({"path": bytes(6)}, RemoteCode.BAD_STEP),
+        ({"path": bytes(7)}, RemoteCode.BAD_STEP),  # from before the first row
+        ({"path": bytes(4096)}, RemoteCode.BAD_STEP),
+        ({"base": 9, "path": bytes([0])}, RemoteCode.BAD_STEP),  # from among the guesses
+        ({"base": 10, "path": bytes([0, 2])}, RemoteCode.BAD_STEP),
+        ({"parents": bytes([1])}, RemoteCode.BAD_STEP),
+        ({"parents": bytes([1, 1, 1])}, RemoteCode.BAD_STEP),
+        ({"parents": bytes(4096)}, RemoteCode.BAD_STEP),
+        ({"parents": bytes([0, 1])}, RemoteCode.BAD_STEP),
+        ({"parents": bytes([1, 0])}, RemoteCode.BAD_STEP),
+        ({"parents": bytes([8, 1])}, RemoteCode.BAD_STEP),  # from before the first row
+        ({"parents": bytes([1, 255])}, RemoteCode.BAD_STEP),
+        ({"path": b""}, RemoteCode.PREFIX_MISMATCH),
+        ({"path": bytes([0, 3])}, RemoteCode.PREFIX_MISMATCH),  # a path, but not the one the digest names
+        ({"path": bytes([0, 2, 4]), "base": 7}, RemoteCode.PREFIX_MISMATCH),
+    ],
+    ids=lambda value: " ".join(f"{k}={v[:8]}" if isinstance(v, bytes) else f"{k}={v}" for k, v in value.items())
+    if isinstance(value, dict)
+    else str(value),
+)  # fmt: skip
+def test_a_wrong_path_or_parent_is_refused_and_changes_nothing(
+    mallory: Raw, victim: Victim, changed: dict[str, Any], code: RemoteCode
+) -> None:
+    kept = guess(mallory)
+    right = {"sequence": 3, "base": 6, "count": 2, "flags": 0, "digest": digest(kept), "path": KEPT}
+    for _ in range(2):
+        mallory.refused(mallory.ask(frames.encode(frames.Step(**(right | changed)), encoded(2, 8))), code)
+        victim.step()
+    go_on(mallory, kept)
+
+
+def test_a_path_that_comes_twice_is_kept_once(mallory: Raw, victim: Victim) -> None:
+    kept = guess(mallory)
+    go_on(mallory, kept)
+    mallory.refused(
+        mallory.ask(frames.encode(frames.Step(5, 6, 1, 0, digest(kept), KEPT), encoded(1, 9))), RemoteCode.BAD_STEP
+    )
+    victim.step()
+    assert isinstance(mallory.step(encoded(1, 11)).header, frames.Result)
+
+
+def test_a_path_with_a_bad_payload_is_not_kept(mallory: Raw, victim: Victim) -> None:
+    kept = guess(mallory)
+    step = frames.Step(3, 6, 1, 0, digest(kept), KEPT)
+    mallory.refused(mallory.ask(frames.encode(step, encoded(1, 9)[:-4] + b"\0\0\xc0\x7f")), RemoteCode.NON_FINITE)
+    mallory.refused(mallory.ask(frames.encode(step, encoded(2, 9))), RemoteCode.BAD_STEP)
+    go_on(mallory, kept)
+
+
+def test_a_tree_ends_at_the_sessions_limit(mallory: Raw, victim: Victim) -> None:
+    while len(mallory.rows) < (LIMITS.positions - 4) * ROW:
+        assert isinstance(mallory.step(encoded(4, len(mallory.rows))).header, frames.Result)
+    tree = {"parents": bytes([1, 2, 3, 4, 5])}
+    mallory.refused(mallory.step(encoded(5, 3), **tree), RemoteCode.LIMIT)
+    victim.step()
+    assert isinstance(mallory.step(encoded(4, 3), parents=bytes([1, 2, 3, 4])).header, frames.Result)
+
+
+@pytest.fixture(scope="module")
+def roomy(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that takes the largest trees."""
+    directory = tmp_path_factory.mktemp("models") / "roomy"
+    shutil.copytree(tiny("llama"), directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
+    service = build_service(directory, "roomy", "2:-2", "float32")
+    with LocalServer(service) as server:
+        service.local = server
+        yield service
+
+
+def test_guesses_beyond_the_limit_are_refused_and_a_path_makes_room(roomy: Service) -> None:
+    raw = Raw(roomy)
+    raw.open()
+    raw.step(encoded(4, 1))
+    first, most = raw.rows, bytes([2] + [1] * 511)
+    raw.step(encoded(512, 2), parents=most)
+    assert raw.sequence == 2
+    among = PrefixDigests()
+    among.extend(first, ROW)
+    among.extend(encoded(512, 2), ROW, most)
+    for _ in range(2):
+        answer = raw.step(encoded(1, 3), digest=among.at(516))
+        raw.refused(answer, RemoteCode.BAD_STEP)
+        assert "keep a path" in answer.header.message
+    kept = PrefixDigests()
+    kept.extend(first[: 3 * ROW] + encoded(512, 2)[: 200 * ROW], ROW)
+    answer = raw.step(encoded(1, 3), base=203, path=bytes(range(1, 201)), digest=kept.at(203))
+    assert isinstance(answer.header, frames.Result), answer.header
+    raw.transport.close()
+
+
+TREES = {
+    "deep": [2] + [1] * 511,
+    "deep, then wide": [2] + [1] * 255 + [255] * 256,
+    "two chains": [2] * 512,
+    "wide": [min(i + 1, 255) for i in range(512)],
+}
+
+
+@pytest.mark.parametrize("shape", TREES)
+def test_no_tree_costs_much_more_than_a_chain(roomy: Service, shape: str) -> None:
+    """Neither when it comes nor in the rows after it."""
+    raw = Raw(roomy)
+    raw.open()
+    prompt, rows, row = encoded(256, 1), encoded(511, 2), encoded(1, 3)
+    raw.step(prompt)
+
+    def seconds(backs: list[int]) -> list[float]:
+        """Of the processor, for a step of 511 rows and for a single one after them; the least of several."""
+        held = PrefixDigests()
+        held.extend(prompt, ROW)
+        held.extend(rows, ROW, backs)
+        many = frames.Step(0, 256, 511, 0, held.at(256), parents=bytes(backs))
+        one = frames.Step(0, 767, 1, 0, held.at(767))
+        taken: dict[int, list[float]] = {511: [], 1: []}
+        for step in [many, *[one] * 8] * 4:
+            raw.sequence += 1
+            data = frames.encode(msgspec.structs.replace(step, sequence=raw.sequence), rows if step is many else row)
+            started = time.process_time()  # of this process, which is the server's too, however busy the machine is
+            assert isinstance(raw.ask(data).header, frames.Result)
+            taken[step.count].append(time.process_time() - started)
+        return [min(times) for times in taken.values()]
+
+    chain, tree = seconds([]), seconds(TREES[shape][:511])
+    print(f"{shape}: {tree[0] / chain[0]:.2f} and {tree[1] / chain[1]:.2f} of a chain's time")
+    assert tree[0] < 4 * chain[0]
+    assert tree[1] < 4 * chain[1]
+    raw.transport.close()
+
+
 # Sessions: opening, resuming, guessing
 
 
@@ -438,7 +612,7 @@ def test_thousands_of_spoiled_frames_next_to_a_victim(
 
 def nonsense(chance: random.Random, raw: Raw) -> bytes:
     """A well-formed frame whose fields are nearly right, or not at all."""
-    held = len(raw.rows) // ROW
+    held = len(raw.account)
     theirs = chance.choice([bytes(16), chance.randbytes(16), raw.session])
     match chance.randrange(9):
         case 0:
@@ -461,16 +635,27 @@ def nonsense(chance: random.Random, raw: Raw) -> bytes:
             if chance.random() < 0.1:
                 rows = rows[:-4] + chance.choice([b"\0\0\xc0\x7f", b"\0\0\x80\xff", b"\xff\xff\x7f\x7f", b""])
             sequence = (raw.sequence + chance.choice([1, 1, 1, 0, 2, 65535])) % frames.SEQUENCES
-            prefix = chance.choice([digest(raw.rows[: base * ROW])] * 4 + [bytes(8)])
-            return frames.encode(frames.Step(sequence, base, count, chance.choice([0, 0, 1]), prefix), rows)
+            path = chance.choice([b""] * 5 + [b"\0", b"\1", b"\0\2", b"\0\1\3", b"\xff", bytes(9)])
+            if held and chance.random() < 0.5:  # a right one
+                trunk, branch = raw.account.tree.path(chance.randrange(held))
+                base, path = trunk + len(branch), bytes(slot - trunk for slot in branch)
+            backs = [min(chance.choice([1, 1, 2, 3]), base + i + 1) for i in range(count)]
+            parents = chance.choice([b"", b"", bytes(backs), bytes(backs), bytes(backs[:-1]), bytes(count)])
+            try:
+                prefix = chance.choice([raw.account.after(base - len(path), path)] * 4 + [bytes(8)])
+            except ProtocolError:
+                prefix = bytes(8)
+            flags = chance.choice([0, 0, 1])
+            return frames.encode(frames.Step(sequence, base, count, flags, prefix, path, parents), rows)
 
 
 def test_thousands_of_well_formed_frames_that_make_no_sense(service: Service, victim: Victim) -> None:
     """The attacker keeps account of its own session, and at the end the server agrees with it."""
     chance = random.Random(4)
     answered: dict[str, int] = {}
+    branched = moved = 0
     raw = Raw(service)
-    raw.session = raw.open().session
+    raw.session, raw.account = raw.open().session, PrefixDigests()
     for number in range(4000):
         if number % 200 == 0:
             victim.step()
@@ -481,25 +666,30 @@ def test_thousands_of_well_formed_frames_that_make_no_sense(service: Service, vi
         answered[kind] = answered.get(kind, 0) + 1
         if isinstance(header, frames.Result):
             raw.sequence = header.sequence
-            raw.rows = raw.rows[: header.base * ROW] + bytes(sent.payload)
+            raw.account.keep(sent.header.anchor, sent.header.path)
+            raw.account.extend(sent.payload, ROW, sent.header.parents)
+            branched += bool(sent.header.parents)
+            moved += bool(sent.header.path.strip(b"\0"))
         elif isinstance(header, frames.Failure) and header.code is RemoteCode.NON_FINITE and "output" in header.message:
-            raw.rows = raw.rows[: sent.header.base * ROW]  # the model ran: the session is where the step began
+            raw.account.keep(sent.header.anchor)  # the model ran: the session is where the step began
         elif isinstance(header, frames.Opened):
-            raw.session, raw.sequence, raw.rows = header.session, 0, b""
+            raw.session, raw.sequence, raw.account = header.session, 0, PrefixDigests()
         elif isinstance(header, frames.Resumed):
             raw.sequence = 0
         elif isinstance(header, frames.Closed) or (isinstance(header, frames.Failure) and header.fatal):
             if not isinstance(header, frames.Closed):
                 raw.transport.close()
                 raw = Raw(service)
-            raw.session, raw.rows, raw.sequence = bytes(16), b"", 0
+            raw.session, raw.account, raw.sequence = bytes(16), PrefixDigests(), 0
     assert "internal" not in answered, answered
     assert {
         "bad_frame", "bad_step", "limit", "model_mismatch", "non_finite", "prefix_mismatch", "unknown_session",
         "Closed", "InfoReply", "Opened", "Result",
     } <= set(answered), answered  # fmt: skip
+    assert branched > 20
+    assert moved > 5
     held = service.table.find(raw.session, "mallory")
-    assert held.wire._digests.at(held.wire.position) == digest(raw.rows)
+    assert held.wire._digests.at(held.wire.position) == raw.account.at(len(raw.account))
     assert held.cache.position >= held.wire.position
 
 

@@ -10,12 +10,13 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from cutlayer.errors import CacheFullError, ProtocolError
 from cutlayer.models.pages import PAGE, PagePool, PageTable
+from cutlayer.tree import FURTHEST
 
 PAGES = 12
 
 
 class Sessions(RuleBasedStateMachine):
-    """Sessions that grow, roll back and end in any order, beside a plain list of what each wrote."""
+    """Sessions that grow, branch, keep a path, roll back and end in any order, beside a plain list of what each wrote."""
 
     tables = Bundle("tables")
 
@@ -34,8 +35,8 @@ class Sessions(RuleBasedStateMachine):
         self.written[table] = []
         return table
 
-    @rule(table=tables, count=st.integers(1, 5 * PAGE // 2))
-    def write(self, table: PageTable, count: int) -> None:
+    @rule(table=tables, count=st.integers(1, 5 * PAGE // 2), data=st.data())
+    def write(self, table: PageTable, count: int, data: st.DataObject) -> None:
         if table not in self.written:
             return
         end = table.position + count
@@ -50,8 +51,35 @@ class Sessions(RuleBasedStateMachine):
         self.next += count
         rows = torch.tensor(values).view(-1, 1, 1)
         self.pool.write(0, torch.tensor(table.slots(table.position, end)), rows, -rows)
-        table.tree.extend(count)
+        furthest = min(len(self.written[table]) + 1, FURTHEST)
+        backs = data.draw(st.sampled_from([[], [furthest, *[1] * (count - 1)], [1, *[2] * (count - 1)]]))
+        table.tree.extend(count, backs)
         self.written[table] += values
+
+    @rule(table=tables, share=st.floats(0, 1), above=st.integers(0, 3))
+    def keep_a_path(self, table: PageTable, share: float, above: int) -> None:
+        """The one to any slot, from where it leaves the trunk, or a little before."""
+        held = self.written.get(table)
+        if not held:
+            return
+        trunk, branch = table.tree.path(int(share * (len(held) - 1)))
+        anchor = max(0, trunk - above)
+        slots = [*range(anchor, trunk), *branch]
+        if slots and slots[-1] - anchor > FURTHEST:
+            return
+        table.keep(anchor, [slot - anchor for slot in slots])
+        held[anchor:] = [held[slot] for slot in slots]
+        assert table.tree.trunk == table.position == len(held)
+
+    @rule(table=tables, data=st.data())
+    def keep_no_path(self, table: PageTable, data: st.DataObject) -> None:
+        """Slots that do not follow one another, or are not held: refused, and everything stays."""
+        if table not in self.written:
+            return
+        anchor = data.draw(st.integers(0, table.position))
+        wrong = data.draw(st.sampled_from([[table.position - anchor], [0, 0], [-1], [1, 0]]))
+        with pytest.raises(ProtocolError):
+            table.keep(anchor, wrong)
 
     @rule(table=tables, share=st.floats(0, 1))
     def roll_back(self, table: PageTable, share: float) -> None:
@@ -115,6 +143,27 @@ def test_a_reservation_is_kept_through_rollback_and_against_others() -> None:
     with pytest.raises(CacheFullError, match="try again later"):
         other.grow(2 * PAGE)
     promised.grow(3 * PAGE)
+
+
+def test_a_path_is_kept_with_room_for_more_or_not_at_all() -> None:
+    pool = PagePool(1, 3 * PAGE)
+    table, other = PageTable(pool, "a"), PageTable(pool, "b")
+    table.grow(PAGE)
+    table.tree.extend(PAGE, [1] * (PAGE - 2) + [2, 1])
+    rows = torch.arange(PAGE, dtype=torch.float32).view(-1, 1, 1)
+    pool.write(0, torch.tensor(table.slots(0, PAGE)), rows, -rows)
+    other.grow(PAGE)
+    path = range(1, 3)
+    with pytest.raises(CacheFullError, match="try again later"):
+        table.keep(PAGE - 3, path, room=2 * PAGE + 1)
+    assert (table.position, pool.held("a")) == (PAGE, 1)
+    other.free()
+    table.keep(PAGE - 3, path, room=2 * PAGE + 1)
+    assert (table.position, pool.held("a")) == (PAGE - 1, 3)
+    keys, _ = pool.read(0, table.runs(table.position))
+    assert keys.flatten().tolist() == [*range(PAGE - 3), PAGE - 2, PAGE - 1]
+    table.keep(PAGE - 1)
+    assert pool.held("a") == 1
 
 
 def test_a_quota_names_itself() -> None:

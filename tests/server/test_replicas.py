@@ -11,6 +11,7 @@ from cutlayer.errors import CacheFullError, SessionLostError
 from cutlayer.server import replicas as module
 from cutlayer.server.engine import Computed
 from cutlayer.server.replicas import ReplicaEngine, Scale
+from cutlayer.tree import Placement
 
 
 class Fake:
@@ -23,7 +24,7 @@ class Fake:
     async def opened(self) -> list[str]:
         return ["weight"]
 
-    async def run(self, session: int, owner: str, hidden: torch.Tensor, base: int) -> Computed:
+    async def run(self, session: int, owner: str, hidden: torch.Tensor, place: Placement) -> Computed:
         if self.dead:
             raise SessionLostError("dead")
         return Computed(hidden, 1)
@@ -67,14 +68,14 @@ def test_a_death_costs_its_own_sessions_only() -> None:
         one, two = world.engine.new_cache("a", 0), world.engine.new_cache("a", 0)
         world.made[0].dead = True
         with pytest.raises(SessionLostError):
-            await world.engine.run(ROW, 0, one)
+            await world.engine.run(ROW, Placement(0), one)
         assert world.made[0].stopped
-        assert (await world.engine.run(ROW, 0, two)).microseconds == 1
+        assert (await world.engine.run(ROW, Placement(0), two)).microseconds == 1
         with pytest.raises(SessionLostError):
-            await world.engine.run(ROW, 0, one)
+            await world.engine.run(ROW, Placement(0), one)
         world.engine.release(one)
         again = world.engine.new_cache("a", 0)
-        assert (await world.engine.run(ROW, 0, again)).microseconds == 1
+        assert (await world.engine.run(ROW, Placement(0), again)).microseconds == 1
 
     asyncio.run(scenario())
 
@@ -85,8 +86,8 @@ def test_the_last_replica_is_replaced() -> None:
         place = world.engine.new_cache("a", 0)
         world.made[0].dead = True
         with pytest.raises(SessionLostError):
-            await world.engine.run(ROW, 0, place)
-        await world.engine.run(ROW, 0, world.engine.new_cache("a", 0))
+            await world.engine.run(ROW, Placement(0), place)
+        await world.engine.run(ROW, Placement(0), world.engine.new_cache("a", 0))
         assert len(world.made) == 2
 
     asyncio.run(scenario())

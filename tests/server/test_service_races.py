@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from cutlayer.tree import Placement
+
 HIDDEN = 2
 CODEC = CODECS.get("fp32")
 CUT = Cut(0, 1, 1)
@@ -57,10 +59,10 @@ class HeldEngine:
     def close(self) -> None:
         pass
 
-    async def run(self, hidden: torch.Tensor, base: int, cache: Cache) -> Computed:
+    async def run(self, hidden: torch.Tensor, place: Placement, cache: Cache) -> Computed:
         turn = asyncio.get_running_loop().create_future()
         self.waiting.append(turn)
-        del cache.rows[base:]
+        cache.rows[place.anchor :] = [cache.rows[place.anchor + distance] for distance in place.path]
         await turn
         cache.rows += hidden.tolist()
         return Computed(hidden, 7)
@@ -357,8 +359,8 @@ def test_output_that_is_not_finite_is_refused_and_forgotten(monkeypatch: pytest.
         peer, session = await world.opened()
         run = world.engine.run
 
-        async def overflowing(hidden: torch.Tensor, base: int, cache: Cache) -> Computed:
-            return (await run(hidden, base, cache))._replace(hidden=hidden * torch.inf)
+        async def overflowing(hidden: torch.Tensor, place: Placement, cache: Cache) -> Computed:
+            return (await run(hidden, place, cache))._replace(hidden=hidden * torch.inf)
 
         monkeypatch.setattr(world.engine, "run", overflowing)
         peer.say(step(1), row(1))
@@ -389,7 +391,7 @@ def test_very_long_steps_still_fit_the_result_header(monkeypatch: pytest.MonkeyP
     async def scenario(world: World) -> None:
         peer, _ = await world.opened()
 
-        async def slow(hidden: torch.Tensor, base: int, cache: Cache) -> Computed:
+        async def slow(hidden: torch.Tensor, place: Placement, cache: Cache) -> Computed:
             return Computed(hidden, 1 << 40)
 
         monkeypatch.setattr(world.engine, "run", slow)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from cutlayer.errors import RefusedError, RemoteCode
+from cutlayer.tree import FURTHEST, MOST_GUESSES
 from cutlayer.types import Cut
 from cutlayer.wire import frames
 from cutlayer.wire.client_session import ClientSession
@@ -58,15 +59,25 @@ def example() -> Iterator[tuple[str, str, bytes]]:
     client.receive(frames.encode(frames.Result(1, 0, 3, 900), rows(1, 2, 3)))
     yield "C", "STEP 2: one row from position 2, which forgets the third", client.step(2, rows(4))
     resume = client.resume()
-    yield "C", "RESUME on a new connection, for the answer never came: epoch 2, rows [0, 2) are final", resume
+    yield "C", "RESUME on a new connection, for the answer never came: epoch 2, both sides agree on rows [0, 2)", resume
     resumed = server.resumed(frames.decode(resume).header)
     yield "S", "RESUMED: the server has those two (and knows nothing of step 2)", resumed
     client.receive(resumed)
     (again,) = client.replay(1 << 20)
     yield "C", "STEP 1 of epoch 2: the same row again", again.frame
-    yield "S", "RESULT: one row", result(again.frame)
-    gap = frames.encode(frames.Step(2, 9, 1, 0, bytes(8)), rows(5))
-    yield "C", "STEP 2 from position 9, where nothing is held before it", gap
+    answer = result(again.frame)
+    yield "S", "RESULT: one row", answer
+    client.receive(answer)
+    tree = client.step(3, rows(5, 6, 7), parents=bytes([1, 2, 1]))
+    yield "C", "STEP 2: three guesses; the first two both follow row 2, the last follows the one before it", tree
+    answer = result(tree)
+    yield "S", "RESULT: three rows", answer
+    client.receive(answer)
+    path = client.step(5, rows(8), path=bytes([1, 2]))
+    yield "C", "STEP 3: the second and third were right and move to positions 3 and 4; one row after them", path
+    yield "S", "RESULT: one row", result(path)
+    gap = frames.encode(frames.Step(4, 9, 1, 0, bytes(8)), rows(5))
+    yield "C", "STEP 4 from position 9, where nothing is held before it", gap
     with pytest.raises(RefusedError) as refused:
         result(gap)
     yield "S", "ERROR bad_step, not fatal", refusal(refused.value)
@@ -110,7 +121,8 @@ def test_the_example_decodes_as_it_says() -> None:
     headers = [frames.decode(data).header for _, data in messages]
     assert [(who, Kind(data[0]).name) for who, data in messages] == [
         ("C", "OPEN"), ("S", "OPENED"), ("C", "STEP"), ("S", "RESULT"), ("C", "STEP"), ("C", "RESUME"), ("S", "RESUMED"),
-        ("C", "STEP"), ("S", "RESULT"), ("C", "STEP"), ("S", "ERROR"), ("C", "CLOSE"), ("S", "CLOSED"),
+        ("C", "STEP"), ("S", "RESULT"), ("C", "STEP"), ("S", "RESULT"), ("C", "STEP"), ("S", "RESULT"),
+        ("C", "STEP"), ("S", "ERROR"), ("C", "CLOSE"), ("S", "CLOSED"),
     ]  # fmt: skip
     assert headers[0] == frames.Open(1, "0123abcd", Cut(2, 4, 6), "fp16", 0)
     prompt, two = frames.decode(messages[2][1]), PrefixDigests()
@@ -120,7 +132,13 @@ def test_the_example_decodes_as_it_says() -> None:
     assert headers[6] == frames.Resumed(2, 2, two.at(2))
     assert headers[7] == frames.Step(1, 2, 1, 0, two.at(2))
     assert bytes(frames.decode(messages[4][1]).payload) == bytes(frames.decode(messages[7][1]).payload)
-    assert headers[10].code is RemoteCode.BAD_STEP
+    chain = PrefixDigests()
+    chain.extend(rows(1, 2, 4), ROW)
+    assert headers[9] == frames.Step(2, 3, 3, 0, chain.at(3), parents=bytes([1, 2, 1]))
+    assert bytes(frames.decode(messages[9][1]).payload) == rows(5, 6, 7)
+    chain.extend(rows(6, 7), ROW)
+    assert headers[11] == frames.Step(3, 5, 1, 0, chain.at(5), path=bytes([1, 2]))
+    assert headers[14].code is RemoteCode.BAD_STEP
 
 
 @pytest.mark.parametrize("kind", list(Kind), ids=lambda kind: kind.name)
@@ -146,6 +164,9 @@ def test_the_limits_are_the_codes() -> None:
     assert f"1 … {frames.MAX_STEP_POSITIONS}" in page
     assert f"exactly {frames.DIGEST_BYTES} and {frames.SESSION_BYTES} bytes" in page
     assert f"3 + {frames.MAX_HEADER_BYTES}" in page
+    assert f"binary, at most {frames.MAX_STEP_POSITIONS} bytes" in page
+    assert f"one distance for each row, 1 … {FURTHEST}," in page
+    assert f"At most {MOST_GUESSES} rows may come after the trunk" in page
     assert f"`{frames.SUBPROTOCOL}`" in page
 
 

@@ -18,7 +18,7 @@ PREFIX_BYTES = 3
 # (RFC 8446, 5.2: 5 of record header, 1 of content type, 16 of tag) add to one message each way
 WEBSOCKET_BYTES = 8 + 4
 TLS_BYTES = 22 + 22
-MOST_OVERHEAD = 96
+MOST_OVERHEAD = 98
 
 u32 = st.integers(0, 0xFFFF_FFFF)
 sequences = st.integers(0, frames.SEQUENCES - 1)
@@ -27,6 +27,7 @@ counts = st.integers(1, frames.MAX_STEP_POSITIONS)
 digests = st.binary(min_size=frames.DIGEST_BYTES, max_size=frames.DIGEST_BYTES)
 session_ids = st.binary(min_size=frames.SESSION_BYTES, max_size=frames.SESSION_BYTES)
 names = st.text(st.characters(exclude_categories=["C", "Z"], include_characters=" "), max_size=256)
+distances = st.binary(max_size=300)
 payloads = st.binary(max_size=64)
 
 
@@ -42,7 +43,9 @@ HEADERS: dict[Kind, st.SearchStrategy[frames.Header]] = {
     Kind.OPENED: st.builds(frames.Opened, session_ids, u32, positions, counts),
     Kind.RESUME: st.builds(frames.Resume, session_ids, u32, positions),
     Kind.RESUMED: st.builds(frames.Resumed, u32, positions, digests),
-    Kind.STEP: st.builds(frames.Step, sequences, positions, counts, st.integers(0, 1), digests),
+    Kind.STEP: st.builds(
+        frames.Step, sequences, positions, counts, st.integers(0, 1), digests, distances, distances
+    ),
     Kind.RESULT: st.builds(frames.Result, sequences, positions, counts, u32),
     Kind.CLOSE: st.builds(frames.Close),
     Kind.CLOSED: st.builds(frames.Closed),
@@ -103,6 +106,14 @@ def test_a_decode_step_costs_few_bytes_beyond_its_payload(sequence: int, base: i
     assert overhead <= MOST_OVERHEAD
 
 
+@pytest.mark.parametrize("left_out", [0, 1, 2])
+def test_the_last_fields_of_a_step_may_be_left_out(left_out: int) -> None:
+    fields = [7, 9, 1, 0, bytes(8), b"", b""]
+    body = msgspec.msgpack.encode(fields[: len(fields) - left_out])
+    step = frames.decode(bytes([Kind.STEP]) + len(body).to_bytes(2, "little") + body).header
+    assert step == frames.Step(7, 9, 1, 0, bytes(8))
+
+
 def test_a_header_that_does_not_fit_its_length_field_is_not_sent() -> None:
     reply = frames.InfoReply(1, "0", "m", "f", Cut(0, 1, 1), "float32", "cpu", 8, 8, [], 0.0, ["x" * 256] * 1024, 1024)
     with pytest.raises(FrameError, match="exceeds 65535"):
@@ -124,6 +135,12 @@ def test_a_header_that_does_not_fit_its_length_field_is_not_sent() -> None:
         (Kind.STEP, [0, 0, 1.0, 0, bytes(8)]),
         (Kind.STEP, [0, 0, 1, 0]),
         (Kind.STEP, [0, 0, 1, 0, bytes(8), 0]),
+        (Kind.STEP, [0, 0, 1, 0, bytes(8), [0], b""]),  # distances are bytes
+        (Kind.STEP, [0, 0, 1, 0, bytes(8), b"", "\x01"]),
+        (Kind.STEP, [0, 0, 1, 0, bytes(8), b"", None]),
+        (Kind.STEP, [0, 0, 1, 0, bytes(8), bytes(frames.MAX_STEP_POSITIONS + 1), b""]),
+        (Kind.STEP, [0, 0, 1, 0, bytes(8), b"", bytes(frames.MAX_STEP_POSITIONS + 1)]),
+        (Kind.STEP, [0, 0, 1, 0, bytes(8), b"", b"", b""]),
         (Kind.STEP, {"sequence": 0}),
         (Kind.STEP, None),
         (Kind.OPEN, [1, "f" * 257, [0, 1, 1], "fp32", 0]),

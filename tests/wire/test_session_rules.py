@@ -2,68 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from tests.wire.conftest import HIDDEN, ID, ROW, answer, decoded, digest, rows, run
 
 from cutlayer.errors import ProtocolError, RefusedError, RemoteCode, RemoteError
 from cutlayer.types import Cut
 from cutlayer.wire import frames
 from cutlayer.wire.client_session import ClientSession, expect_info
-from cutlayer.wire.codecs import CODECS
-from cutlayer.wire.prefix import PrefixDigests
 from cutlayer.wire.server_session import ServerSession, refusal
-
-HIDDEN = 2
-ROW = 4
-ID = bytes(range(16))
-
-
-def rows(count: int, seed: int = 0) -> bytes:
-    """fp16 rows, all different and finite."""
-    return b"".join((seed * 100 + i).to_bytes(4, "little") for i in range(count))
-
-
-def digest(data: bytes) -> bytes:
-    digests = PrefixDigests()
-    digests.extend(data, ROW)
-    return digests.at(len(data) // ROW)
-
-
-def decoded(frame: bytes) -> Any:
-    return frames.decode(frame).header
-
-
-@pytest.fixture
-def client() -> ClientSession:
-    """Open, at epoch 1."""
-    session = ClientSession(ROW)
-    session.open("f", Cut(0, 1, 1), "fp16")
-    session.receive(frames.encode(frames.Opened(ID, 1, 100, 10)))
-    return session
-
-
-@pytest.fixture
-def server() -> ServerSession:
-    return ServerSession("me", CODECS.get("fp16"), HIDDEN, 100, 10)
-
-
-def answer(client: ClientSession, frame: bytes) -> None:
-    """A server that runs the step."""
-    step = decoded(frame)
-    payload = b"" if step.flags else bytes(step.count * ROW)
-    client.receive(frames.encode(frames.Result(step.sequence, step.base, step.count, 0), payload))
-
-
-def run(
-    server: ServerSession, base: int, data: bytes, sequence: int | None = None, prefix: bytes | None = None
-) -> None:
-    """Accept and commit a step."""
-    at = server._digests.at(min(base, server.position)) if prefix is None else digest(prefix)
-    header = frames.Step(server._sequence + 1 if sequence is None else sequence, base, len(data) // ROW, 0, at)
-    server.accept(header, memoryview(data))
-    server.commit(header, memoryview(data))
-
 
 # The client's half
 
@@ -75,19 +21,33 @@ def test_a_step_names_its_prefix(client: ClientSession) -> None:
     assert decoded(client.step(3, rows(1, 1))) == frames.Step(2, 3, 1, 0, digest(rows(3)))
 
 
-def test_a_step_may_roll_back_once_all_is_answered(client: ClientSession) -> None:
-    frame = client.step(0, rows(3))
-    with pytest.raises(ProtocolError, match="1 steps are unanswered"):
-        client.step(2, rows(1, 1))
-    answer(client, frame)
-    assert decoded(client.step(2, rows(1, 1))) == frames.Step(2, 2, 1, 0, digest(rows(2)))
+def test_a_step_may_roll_back_whole_steps_under_way(client: ClientSession) -> None:
+    """Their answers still come and are nobody's; part of a step cannot be given up while its answer is due."""
+    first, second = client.step(0, rows(3)), client.step(3, rows(2, 1))
+    with pytest.raises(ProtocolError, match="cannot roll back to 2, within the unanswered step from 0"):
+        client.step(2, rows(1, 2))
+    assert (client.sent, client.outstanding) == (5, 2)
+    third = client.step(3, rows(1, 2))
+    assert decoded(third) == frames.Step(3, 3, 1, 0, digest(rows(3)))
+    assert (client.sent, client.outstanding) == (4, 2)
+    assert [answer(client, frame) is None for frame in (first, second, third)] == [False, True, False]
+    assert decoded(client.step(2, rows(1, 3))) == frames.Step(4, 2, 1, 0, digest(rows(2)))
     assert client.sent == 3
+
+
+def test_answers_to_steps_given_up_are_checked_like_any(client: ClientSession) -> None:
+    client.step(0, rows(3))
+    client.step(0, rows(1, 1))
+    with pytest.raises(ProtocolError, match="where step 1"):
+        client.receive(frames.encode(frames.Result(2, 0, 1, 0), bytes(ROW)))
+    with pytest.raises(ProtocolError, match="returned 4 bytes for a step that takes 12"):
+        client.receive(frames.encode(frames.Result(1, 0, 3, 0), bytes(ROW)))
 
 
 @pytest.mark.parametrize(
     ("base", "data", "words"),
     [
-        (1, rows(1), "gap"),
+        (1, rows(1), "0 are held"),
         (0, b"", "whole rows"),
         (0, b"12345", "whole rows"),
         (0, rows(11), "1 to 10 whole rows"),

@@ -109,7 +109,6 @@ class ClientSession:
             raise ProtocolError("cannot resume a session that was never opened")
         self.epoch += 1
         self._asked = frames.Resumed
-        self._pending = deque(pending for pending in self._pending if pending.wanted)
         return frames.encode(frames.Resume(self.id, self.epoch, self._agreed))
 
     def step(self, base: int, rows: bytes, path: bytes = b"", parents: bytes = b"") -> bytes:
@@ -203,17 +202,25 @@ class ClientSession:
         unanswered, target = self._unanswered, self._settled
         per_frame = max(1, min(self.max_step_positions, max_bytes // self.row_bytes))
         first = min(self._resume_from, target)
-        silent = [
-            self._next_step(base, min(per_frame, target - base), NO_REPLY) for base in range(first, target, per_frame)
-        ]
-        again = [self._next_step(step.base, step.count, flags=0) for step in unanswered]
+        again = [_Pending(step) for step in self._pieces(first, target, per_frame, NO_REPLY)]
+        held = target
+        for step in unanswered:
+            # Rows kept of a step nobody waits for any more may lie between two that somebody waits for. Their answers come
+            # among the others', so they are none of the silent ones.
+            again += [_Pending(piece, wanted=False) for piece in self._pieces(held, step.base, per_frame, flags=0)]
+            again += [_Pending(self._next_step(step.base, step.count, flags=0))]
+            held = step.base + step.count
         # Set before the first frame leaves: whatever happens while sending, no unanswered step is forgotten.
-        self._pending = deque(_Pending(step) for step in (*silent, *again))
+        self._pending = deque(again)
         self._agreed = first
         rows = memoryview(bytes(self._rows))
-        for step in (*silent, *again):
+        for step, _ in again:
             sent = rows[step.base * self.row_bytes : (step.base + step.count) * self.row_bytes]
             yield Replayed(frames.encode(step, sent), bool(step.flags & NO_REPLY))
+
+    def _pieces(self, start: int, stop: int, per_frame: int, flags: int) -> list[frames.Step]:
+        """Steps that send the rows [start, stop) again."""
+        return [self._next_step(base, min(per_frame, stop - base), flags) for base in range(start, stop, per_frame)]
 
     @property
     def _unanswered(self) -> list[frames.Step]:
@@ -246,14 +253,16 @@ class ClientSession:
         self._digests.keep(anchor, path)
         self.sent = anchor + len(path)
 
-    def _next_step(self, base: int, count: int, flags: int, path: bytes = b"", parents: bytes | None = None) -> frames.Step:
+    def _next_step(
+        self, base: int, count: int, flags: int, path: bytes = b"", parents: bytes | None = None
+    ) -> frames.Step:
         """The next step, of rows held already if no parents are given."""
         self._sequence = (self._sequence + 1) % frames.SEQUENCES
         if parents is None:
             parents = self._digests.tree.backs(base, base + count)
         return frames.Step(self._sequence, base, count, flags, self._digests.at(base), path, parents)
 
-    def _result(self, header: frames.Result, payload: memoryview) -> Output:
+    def _result(self, header: frames.Result, payload: memoryview) -> Output | None:
         if not self._pending:
             raise ProtocolError("the server answered a step that was never sent")
         step, wanted = self._pending[0]
