@@ -65,8 +65,8 @@ def cluster(
         with (
             ServerProcess(model, cut) as single,
             ServerProcess(model, cut, fleet, start_s=300.0) as several,
-            connect(single.url, keys=single.client_keys, options=Options(model=model)) as plain,
-            connect(several.url, keys=several.client_keys, options=Options(model=model)) as first,
+            connect(single.url, keys=single.client_keys, options=Options(model=model, speculate="off")) as plain,
+            connect(several.url, keys=several.client_keys, options=Options(model=model, speculate="off")) as first,
             first.another() as second,
         ):
             asked = [plain.encode(text) for text in prompt_texts(prompts)]

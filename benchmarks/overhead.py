@@ -42,7 +42,7 @@ def overhead(
     step_bytes: list[float] = []
     with (
         ServerProcess(model, cut, (f"--dtype={dtype}",)) as server,
-        connect(server.url, keys=server.client_keys, options=Options(model=model)) as client,
+        connect(server.url, keys=server.client_keys, options=Options(model=model, speculate="off")) as client,
     ):
         security = client.security()
         row = client.codec.row_bytes(client.info.hidden_size)

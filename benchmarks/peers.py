@@ -216,7 +216,7 @@ class Split(Peer):
         self.dtype = dtype
         server = stack.enter_context(ServerProcess(model, cut, (f"--dtype={dtype}",)))
         self._client: Client = stack.enter_context(
-            connect(server.url, keys=server.client_keys, options=Options(model=model))
+            connect(server.url, keys=server.client_keys, options=Options(model=model, speculate="off"))
         )
 
     def answer(self, text: str, ids: list[int], tokens: int) -> Answer:

@@ -23,8 +23,9 @@ from cutlayer.client.connect import Client, Options, dialler
 from cutlayer.netsim.link import Link
 from cutlayer.netsim.shape import Shape
 from cutlayer.records.record import Figure, exact, median, new_record, proportion, read_record, write_record
-from report import RECORDS, command, finish
+from report import RECORDS, ROOT, command, finish
 from wan_answers import TYPES, Answer, Prompt, Trip, TripModel, ask, ask_all, by_type, read_prompts, tokens_per_s
+from wan_plot import draw
 
 app = App(help=__doc__)
 _PROMPTS = "40 prompts of our own, 8 of each type of text (benchmarks/wan_prompts.jsonl)"
@@ -58,9 +59,13 @@ class Study:
             write_record(self.record, RECORDS)
 
     @contextmanager
-    def link(self, shape: Shape) -> Iterator[ServerProcess]:
+    def link(self, shape: Shape, dtype: str) -> Iterator[ServerProcess]:
         """A server on the far side of a link."""
-        with Link(shape) as link, ServerProcess(self.model, host=link.far_host, prefix=link.prefix) as server:
+        options = (f"--dtype={dtype}",)
+        with (
+            Link(shape) as link,
+            ServerProcess(self.model, options=options, host=link.far_host, prefix=link.prefix) as server,
+        ):
             port = int(server.url.rpartition(":")[2])
             server.url = f"wss://{link.address(port)}"
             self._config["link"] = str(link.kind)
@@ -68,7 +73,9 @@ class Study:
 
     def client(self, server: ServerProcess, speculate: str) -> Client:
         """A session with a speculator of its own."""
-        return Client(dialler(server.url, keys=server.client_keys), Options(model=self.model, speculate=speculate))
+        return Client(
+            dialler(server.url, keys=server.client_keys, keep_warm_s=60), Options(model=self.model, speculate=speculate)
+        )
 
     def keep(self, name: str, answers: Sequence[Answer]) -> None:
         """Raw values of answers."""
@@ -103,8 +110,10 @@ def wan(
     sessions: int = 8,
     repeats: int = 5,
     speculators: tuple[str, ...] = (*_CUNNINGHAM, *_OTHERS),
+    dtype: str = "bfloat16",
     grid: Annotated[bool, Parameter(negative="--headline-only")] = True,
     write: bool = True,
+    redraw: bool = False,
 ) -> None:
     """Measure and record.
 
@@ -128,34 +137,44 @@ def wan(
         Of each time to the first token.
     speculators
         Besides ``off`` and ``auto``.
+    dtype
+        In ``speed`` and ``first``; ``acceptance`` is in float32, where the same tokens can be asked for.
     grid
         All links, or the one of 80 ms and 100 Mbit/s alone.
     write
         Whether to write the record.
+    redraw
+        Only draw the committed record again.
     """
+    chart = ROOT / "docs" / "figures" / "wan.svg"
+    if redraw:
+        draw(read_record(RECORDS / "wan.json"), chart)
+        return
     study = Study(
         model,
         write,
-        {"model": model, "cut": "2:-2", "dtype": "float32", "codec": "fp32", "prompts": _PROMPTS,
+        {"model": model, "cut": "2:-2", "prompts": _PROMPTS,
          "threads": torch.get_num_threads(), "headline": str(_HEADLINE)},
     )  # fmt: skip
     if "acceptance" in parts:
         _acceptance(study, read_prompts(each), tokens, sessions, speculators)
-        study.save(tokens=tokens, prompts_each=each, sessions=sessions)
+        study.save(tokens=tokens, prompts_each=each, sessions=sessions, dtype="float32")
     if "speed" in parts:
-        _speed(study, read_prompts(timed_each), timed_tokens, _GRID if grid else _GRID[:1])
-        study.save(timed_tokens=timed_tokens, timed_prompts_each=timed_each)
+        _speed(study, read_prompts(timed_each), timed_tokens, _GRID if grid else _GRID[:1], dtype)
+        study.save(timed_tokens=timed_tokens, timed_prompts_each=timed_each, timed_dtype=dtype)
     if "first" in parts:
-        _first(study, repeats)
-        study.save(repeats=repeats, pauses_s=_PAUSES_S)
+        _first(study, repeats, dtype)
+        study.save(repeats=repeats, pauses_s=_PAUSES_S, timed_dtype=dtype)
     finish(study.record, write=write)
+    if write and grid:
+        draw(study.record, chart)
 
 
 def _acceptance(
     study: Study, prompts: Sequence[Prompt], tokens: int, sessions: int, speculators: Sequence[str]
 ) -> None:
     """Everything over the headline's link, whose round trip the default's tree size depends on."""
-    with study.link(_HEADLINE) as server:
+    with study.link(_HEADLINE, "float32") as server:  # identity needs it
         references: dict[float, list[Answer]] = {}
         for spec, temperature in (
             ("off", 0.0), ("auto", 0.0), ("off", 0.7), ("auto", 0.7), *((spec, 0.0) for spec in speculators),
@@ -173,13 +192,13 @@ def _acceptance(
     study.figures["tokens_per_round_trip_mean"] = study.figures["auto_tokens_per_trip"]
 
 
-def _speed(study: Study, prompts: Sequence[Prompt], tokens: int, links: Sequence[Shape]) -> None:
+def _speed(study: Study, prompts: Sequence[Prompt], tokens: int, links: Sequence[Shape], dtype: str) -> None:
     model: TripModel | None = None
     errors: dict[str, float] = {}
     for shape in links:
         label = f"rtt{shape.rtt_ms:.0f}_{shape.mbit_s:.0f}"
         specs = ("off", "auto", *(_CUNNINGHAM if shape == _HEADLINE else ()))
-        with study.link(shape) as server, ExitStack() as stack:
+        with study.link(shape, dtype) as server, ExitStack() as stack:
             clients = {spec: stack.enter_context(study.client(server, spec)) for spec in specs}
             answers: dict[str, list[Answer]] = {spec: [] for spec in specs}
             for prompt in prompts:  # in turn, so that a slow moment of the machine hits all of them
@@ -233,10 +252,10 @@ def _add_ratios(study: Study, label: str, answers: dict[str, list[Answer]], head
         study.samples["best_cunningham"] = [best]
 
 
-def _first(study: Study, repeats: int) -> None:
+def _first(study: Study, repeats: int, dtype: str) -> None:
     """A question of some forty tokens after another one was answered, as in a conversation."""
     questions = [prompt.text for prompt in read_prompts(8) if prompt.type == "chat"]
-    with study.link(_HEADLINE) as server:
+    with study.link(_HEADLINE, dtype) as server:
         times: dict[str, list[float]] = {}
         over: dict[str, list[float]] = {}
         for turn in range(repeats):

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import numpy as np
 import torch
 from cyclopts import App, Parameter
 from rich.progress import track
@@ -22,12 +21,13 @@ from cutlayer.corpora.split import study_documents
 from cutlayer.models.family import read_config
 from cutlayer.models.locate import locate
 from cutlayer.models.pages import PagePool, PageTable
-from cutlayer.models.parts import Body, ClientParts, load_body, load_client
+from cutlayer.models.parts import Body, load_body, load_client
 from cutlayer.models.ragged import Chunk, RaggedBody
 from cutlayer.models.weights import WeightsName, keep_weights, stored_bytes
-from cutlayer.records.record import Figure, exact, median, new_record, proportion
+from cutlayer.records.record import Figure, exact, median, new_record
 from cutlayer.text.tokenizer import Tokenizer
 from cutlayer.types import Cut
+from next_token import Middle, next_token
 from report import command, finish
 
 app = App(help=__doc__)
@@ -96,7 +96,6 @@ def weights(
     texts = _texts(directory, documents, tokens)
     client = load_client(directory, span, torch.float32)
     figures: dict[str, Figure] = {}
-    samples: dict[str, list[Any]] = {}
     bodies: dict[str, Body] = {}
     for name, way in WAYS.items():
         bodies[name] = load_body(directory, span, way.dtype)
@@ -107,7 +106,9 @@ def weights(
         figures[f"{name}_over_float32_bytes"] = exact(
             figures[f"{name}_weight_bytes"].value / figures["float32_weight_bytes"].value, "ratio"
         )
-    _quality(client, bodies, texts, figures, samples)
+    plain = {name: _middle(bodies[name], way.dtype) for name, way in WAYS.items() if not way.compiled}
+    quality, samples = next_token(client, plain, texts)
+    figures |= quality
     first_s = _steps(bodies, sessions, rounds, context, figures, samples)
     record = new_record(
         "weights",
@@ -138,53 +139,12 @@ def _texts(directory: Path, documents: int, tokens: int) -> list[list[int]]:
     return [tokenizer.encode(document.text)[:tokens] for document in study_documents(documents)]
 
 
-def _quality(
-    client: ClientParts, bodies: dict[str, Body], texts: list[list[int]], figures: dict[str, Figure],
-    samples: dict[str, list[Any]],
-) -> None:  # fmt: skip
-    """Next-token distributions of all ways that are not compiled, against the reference's."""
-    names = [name for name, way in WAYS.items() if not way.compiled]
-    loss: dict[str, list[float]] = {name: [] for name in names}
-    kl: dict[str, list[float]] = {name: [] for name in names}
-    same: dict[str, int] = dict.fromkeys(names, 0)
-    counts = [len(text) - 1 for text in texts]
-    for text in track(texts, description="quality"):
-        ids = torch.tensor([text])
-        with torch.inference_mode():
-            hidden = client.head(ids, client.head.new_cache())  # [1, T, D]
-            found = {}
-            for name in names:
-                middle = bodies[name](hidden.to(WAYS[name].dtype), bodies[name].new_cache()).float()
-                logits = client.tail(middle, client.tail.new_cache())[0, :-1]  # [T − 1, V]
-                found[name] = logits.log_softmax(-1)
-        plain = found[REFERENCE]
-        for name, ours in found.items():
-            loss[name].append(-float(ours.gather(-1, ids[0, 1:, None]).sum()))
-            kl[name].append(float((plain.exp() * (plain - ours)).sum()))
-            same[name] += int((plain.argmax(-1) == ours.argmax(-1)).sum())
-    total = sum(counts)
-    figures["float32_perplexity"] = exact(float(np.exp(sum(loss[REFERENCE]) / total)), "perplexity", total)
-    samples["tokens_per_document"] = counts
-    for name in names:
-        samples[f"{name}_nats_per_document"] = loss[name]
-        if name == REFERENCE:
-            continue
-        samples[f"{name}_kl_nats_per_document"] = kl[name]
-        gain = np.subtract(loss[name], loss[REFERENCE])
-        figures[f"{name}_perplexity_increase"] = _over_documents(gain, counts, total, "relative", relative=True)
-        figures[f"{name}_kl"] = _over_documents(np.array(kl[name]), counts, total, "nats", relative=False)
-        figures[f"{name}_greedy_agreement"] = proportion(same[name], total)
+def _middle(body: Body, dtype: torch.dtype) -> Middle:
+    def run(hidden: torch.Tensor) -> torch.Tensor:
+        middle: torch.Tensor = body(hidden.to(dtype), body.new_cache())
+        return middle.float()
 
-
-def _over_documents(sums: np.ndarray[Any, Any], counts: list[int], n: int, unit: str, *, relative: bool) -> Figure:
-    """Mean per token of sums per document, with a bootstrap over documents; `relative` turns nats into a share."""
-    picks = np.random.default_rng(0).integers(len(counts), size=(2000, len(counts)))
-    means = sums[picks].sum(1) / np.array(counts)[picks].sum(1)
-    value = sums.sum() / n
-    if relative:
-        means, value = np.expm1(means), np.expm1(value)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Figure(float(value), float(low), float(high), n, unit)
+    return run
 
 
 @torch.inference_mode()

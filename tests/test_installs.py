@@ -24,6 +24,8 @@ LEAVES_OUT = {
     "text": _SERVER,
     "client": _SERVER,
     "store": _SERVER,
+    "netsim": (*_CLIENT, *_SERVER, *_AUDIT, *_GATEWAY),
+    "obfuscation": (*_SERVER, *_AUDIT, *_GATEWAY),
     "corpora": (*_CLIENT, *_SERVER, *_AUDIT, *_GATEWAY),
     "attacks": (*_SERVER, *_AUDIT, *_GATEWAY),
     "audit": (*_SERVER, *_GATEWAY),

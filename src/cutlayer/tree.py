@@ -138,11 +138,6 @@ class Tree:
             slot = self.parent(slot)
         return slot + 1, branch[::-1]
 
-    def position(self, slot: int) -> int:
-        """Slots before `slot` on its path."""
-        seen, branch = self.path(slot)
-        return seen + len(branch) - 1
-
 
 def check_backs(count: int, backs: Sequence[int], base: int, trunk: int) -> None:
     """Check distances back for `count` slots that are appended to `base` others, the first `trunk` of which are a chain.

@@ -84,6 +84,7 @@ def test_an_honest_set_up_passes(bench, finding) -> None:
     "options",
     [
         {"codec": "bf16"},
+        {"codec": "int4"},
         {"codec": "fp16"},
         {"dtype": "bfloat16"},
         {"defence": "gaussian:sigma=0.5"},

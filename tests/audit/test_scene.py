@@ -31,7 +31,7 @@ def scene(tiny: Callable[[str], Path]) -> Scene:
     return Scene(directory, cut, load_client(directory, cut, torch.float32))
 
 
-@pytest.mark.parametrize("codec", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "fp16", "int8", "int4"])
 def test_what_a_scene_observes_is_what_crosses_the_wire(bench: Any, codec: str) -> None:
     held = Held(bench.server().connect)
     with Client(held, bench.options(codec=codec)) as client:

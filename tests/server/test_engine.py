@@ -172,3 +172,25 @@ def test_a_released_session_gives_its_pages_back_and_its_step_up(engine: Engine)
         await engine.run(states(39 * PAGE, 1), Placement(0), other)
 
     asyncio.run(scenario())
+
+
+def test_a_path_that_found_no_room_can_be_kept_later(tiny: Callable[[str], Path]) -> None:
+    engine = Engine(load_body(tiny("llama"), CUT, torch.float32), positions=4 * PAGE)
+    place = Placement(PAGE - 2, path=(1, 2))
+
+    async def scenario() -> torch.Tensor:
+        one, other = engine.new_cache("one", 0), engine.new_cache("other", 0)
+        await engine.run(states(PAGE - 4, 1), Placement(0), one)
+        await engine.run(states(3 * PAGE, 1), Placement(0), other)
+        await engine.run(states(3, 2), Placement(PAGE - 4, backs=(1, 2, 1)), one)
+        with pytest.raises(CacheFullError):
+            await engine.run(states(5, 3), place, one)
+        engine.release(other)
+        return (await engine.run(states(5, 3), place, one)).hidden
+
+    found = asyncio.run(scenario())
+    engine.close()
+    body = load_body(tiny("llama"), CUT, torch.float32)
+    rows = torch.cat([states(PAGE - 4, 1), states(3, 2)[1:], states(5, 3)])[None]
+    with torch.inference_mode():
+        assert (found - body(rows, body.new_cache())[0][-5:]).abs().max() < 1e-4

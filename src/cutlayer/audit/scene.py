@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from cutlayer.defences.defence import Defence
     from cutlayer.models.parts import ClientParts, Head
 
-PRECISION: Final[dict[str, float]] = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
-"""Relative rounding of each codec."""
 _BATCH: Final = 32
 """Sequences per forward when the attacker runs its own text."""
 
@@ -61,7 +59,7 @@ class Scene:
         self.parts = parts
         self.defence = defence
         self.codec = CODECS.get(codec)
-        self.channel = build_channel(defence, parts.head, PRECISION[codec])
+        self.channel = build_channel(defence, parts.head, self.codec.precision)
 
     @classmethod
     def load(cls, model: str, cut: str, defence: str = "none", codec: str = "fp32", device: str = "cpu") -> Scene:

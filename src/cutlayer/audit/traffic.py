@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from cutlayer.audit.finding import SHOWN, Finding, first_few
 from cutlayer.wire.codecs import LOSSLESS_FOR
@@ -14,11 +14,6 @@ if TYPE_CHECKING:
     from cutlayer.audit.finding import Evidence
     from cutlayer.audit.messages import Message
     from cutlayer.audit.probe import ProbeRun
-
-_ROUNDING: Final[dict[str, float]] = {"fp32": 2.0**-23, "bf16": 2.0**-8, "fp16": 2.0**-10}
-"""Codec → largest relative change by rounding to it."""
-_ACCEPTED_LOSS: Final = 0.05
-"""For codecs that state no bound."""
 
 
 def check_generation(run: ProbeRun) -> Finding:
@@ -91,7 +86,7 @@ def check_outgoing(run: ProbeRun, account: Account) -> Finding:
         return Finding(
             "outgoing bytes", "fail", "No hidden states were sent, so nothing can be said about them.", evidence
         )
-    bound = 0.0 if LOSSLESS_FOR[run.client.dtype] == codec else _ROUNDING.get(codec, _ACCEPTED_LOSS)
+    bound = 0.0 if LOSSLESS_FOR[run.client.dtype] == codec else run.client.codec.precision
     if account.codec_error > bound:
         return Finding(
             "outgoing bytes",

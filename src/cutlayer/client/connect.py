@@ -7,6 +7,7 @@ with cutlayer.connect("wss://gpu.example:8443", keys="keys/client") as client:
 from __future__ import annotations
 
 import itertools
+import math
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 _MAX_MESSAGE_BYTES: Final = 64 << 20
 """From a server: twice what 512 positions of hidden size 16,384 take in fp32."""
 
+_LEAST_WAIT_S: Final = 0.01
+"""Nearer servers answer so soon that guesses save little, and each would still be one more hidden state for them to read."""
+
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How a client works; all have defaults."""
@@ -53,8 +57,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "cpu"
     defence: str = "none"
     speculate: str | None = None
-    """How to guess at the next tokens, ``NAME[:KEY=VALUE,…]`` or ``off``. None: ``auto`` without a defence, ``off`` with one, for
-    every guess is one more hidden state that leaves."""
+    """How to guess at the next tokens, ``NAME[:KEY=VALUE,…]`` or ``off``. None: ``auto`` where a round trip spends 10 ms or more on
+    the way, and ``off`` elsewhere and under a defence, for every guess is one more hidden state that leaves."""
     pad_drafts: int = 0
     """Rows that every step of an answer carries, filled up with arbitrary tokens; 0 sends as many as pay."""
     patience: Patience = Patience()
@@ -246,13 +250,15 @@ class Client:
         chosen, padded = self.options.speculate, self.options.pad_drafts
         if not 0 <= padded <= MOST_NODES + 1:
             raise InputError(f"drafts can be padded to at most {MOST_NODES + 1} rows, not {padded}; 0 does not pad")
+        least_wait = 0.0
         if chosen is None:
-            chosen = "auto" if self.options.defence == "none" else "off"
+            chosen, least_wait = ("auto", _LEAST_WAIT_S) if self.options.defence == "none" else ("off", 0.0)
         if chosen == "off":
             if padded:
                 raise InputError("there are no drafts to pad: speculation is off")
             return None
-        return Drafting(build_speculator(chosen, self.trusted), len(self.parts.head.embedding()), padded)
+        vocabulary = len(self.parts.head.embedding())
+        return Drafting(build_speculator(chosen, self.trusted), vocabulary, padded, least_wait)
 
     def abort(self) -> None:
         """Disconnect for good, from another thread; a waiting `generate` raises ConnectionLostError."""
@@ -264,6 +270,8 @@ def connect(
     *,
     keys: str | Path | None = None,
     token: str | Path | None = None,
+    congestion: str | None = None,
+    keep_warm_s: float = 0.0,
     options: Options | None = None,
 ) -> Client:
     """Connect to a server and load this side's layers.
@@ -272,25 +280,39 @@ def connect(
         url: ``wss://host:port``, or ``ws://host:port`` on loopback.
         keys: directory made by ``cutlayer keys`` with ``ca.pem``, ``client.pem`` and ``client.key``.
         token: file holding a bearer token.
+        congestion: TCP congestion control of what is sent; None is cubic where the kernel permits, see `wire/tcp.py`.
+        keep_warm_s: for how long after a message small pings keep TCP's window open for the next, see `KeepWarm`.
         options: see `Options`.
 
     Raises:
         InsecureError: ``ws://`` beyond loopback, or a certificate that does not verify.
         ConnectionLostError: the server cannot be reached.
     """
-    return Client(dialler(url, keys=keys, token=token), options)
+    return Client(dialler(url, keys=keys, token=token, congestion=congestion, keep_warm_s=keep_warm_s), options)
 
 
-def dialler(url: str, *, keys: str | Path | None = None, token: str | Path | None = None) -> Connect:
+def dialler(
+    url: str,
+    *,
+    keys: str | Path | None = None,
+    token: str | Path | None = None,
+    congestion: str | None = None,
+    keep_warm_s: float = 0.0,
+) -> Connect:
     """A function that opens a new connection to `url` each time it is called.
 
     Raises:
+        InputError: `keep_warm_s` is no number of seconds.
         InsecureError: see `connect`.
     """
     url_policy(url)
+    if not 0 <= keep_warm_s < math.inf:
+        raise InputError(f"keeping warm for {keep_warm_s:g} s; give a number of 0 or more")
     context = client_context(Path(keys) if keys else None) if url.startswith("wss://") else None
     secret = read_token_file(Path(token)) if token else None
-    return lambda: WebSocketTransport(url, context, secret, _MAX_MESSAGE_BYTES)
+    return lambda: WebSocketTransport(
+        url, context, secret, _MAX_MESSAGE_BYTES, congestion=congestion, keep_warm_s=keep_warm_s
+    )
 
 
 def _token_id(item: object) -> int:

@@ -279,8 +279,12 @@ class Decoder:
         trip = self._verified()
         if rows[-1] >= trip.rows:  # right, by what the row before it said, and still under way
             self._receive(trip)
-        for held in (self._head_cache, self._tail_cache, self._history, self._remote):
+        for held in (self._head_cache, self._tail_cache, self._history):
             held.keep(trip.base, rows)
+        if all(row == number and trip.parents[row] == row - 1 for number, row in enumerate(rows)):
+            self._remote.keep(trip.base + len(rows), ())  # nothing moves: the next step need not speak of it
+        else:
+            self._remote.keep(trip.base, rows)
         self.ids += [trip.tokens[row] for row in rows]
         self._trip = None
         return trip.shown(rows)

@@ -187,18 +187,25 @@ class PageTable:
         """
         self.keep(position)
 
-    def keep(self, anchor: int, path: Sequence[int] = ()) -> None:
+    def keep(self, anchor: int, path: Sequence[int] = (), room: int = 0) -> None:
         """Of the slots from `anchor` on keep those of a path, see `Tree.keep`, and forget the others.
+
+        Args:
+            anchor: slots that stay where they are.
+            path: distances from `anchor` to the slots kept.
+            room: positions to have room for afterwards, as after `grow`.
 
         Raises:
             ProtocolError: it is none; nothing changes.
+            CacheFullError: there is no such room; nothing changes, so the path can still be kept later.
         """
         self.tree.check_path(anchor, path)
+        self.grow(room)
         if list(path) != list(range(len(path))):
             slots = torch.tensor(self.slots(anchor, self.position))
             self.pool.move(slots[list(path)], slots[: len(path)])
         self.tree.keep(anchor, path)
-        self._shrink(max(-(-self.position // PAGE), self._reserved))
+        self._shrink(max(-(-max(self.position, room) // PAGE), self._reserved))
 
     def free(self) -> None:
         """Give all pages back."""

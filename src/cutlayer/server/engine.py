@@ -166,8 +166,7 @@ class Engine:
             return False
         try:
             if part.start == 0:
-                job.table.keep(job.place.anchor, job.place.path)
-            job.table.grow(job.table.position + part.stop - part.start)
+                job.table.keep(job.place.anchor, job.place.path, job.place.base + job.rows)
         except Exception as error:  # the thread goes on, whatever it is; the step's own connection answers it
             self._schedule.remove(job)
             self._answer(job, error)

@@ -133,8 +133,8 @@ class ClientSession:
                 f"position {base + count} exceeds the session's {self.max_positions}; shorten the prompt or the answer, "
                 "or raise the server's --max-positions"
             )
-        anchor = base - len(path)
         tree = self._digests.tree
+        anchor = base - len(path)
         tree.check_path(anchor, path)
         check_backs(count, parents, base, tree.trunk_after(anchor, path))
         self._drop(anchor)

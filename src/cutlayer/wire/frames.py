@@ -103,7 +103,7 @@ class Resumed(Header, frozen=True):
     epoch: U32
     """The one that was asked for. Sequence numbers start over: the next step is number 1."""
     position: Position
-    """The position asked about, or how many rows are held if those are fewer."""
+    """The position asked about, or how many rows are held before the first that branches if those are fewer."""
     digest: Digest
     """Prefix digest at `position`."""
 
@@ -228,7 +228,11 @@ def encode(header: Header, payload: bytes | memoryview = b"") -> bytes:
     Raises:
         FrameError: the header does not fit.
     """
-    body = _ENCODER.encode(header)
+    fields = msgspec.structs.astuple(header)
+    if isinstance(header, Step):  # a chain costs nothing for the trees it is not
+        while fields[-1] == b"":
+            fields = fields[:-1]
+    body = _ENCODER.encode(fields)
     if len(body) > MAX_HEADER_BYTES:
         raise FrameError(f"header of {len(body)} bytes exceeds {MAX_HEADER_BYTES}")
     return b"".join((_PREFIX.pack(_KIND_OF[type(header)], len(body)), body, payload))

@@ -37,8 +37,8 @@ def write_new(file: Path, content: bytes, mode: int = PRIVATE) -> None:
         stream.write(content)
 
 
-def read_private(file: Path) -> bytes:
-    """Read a file that holds a secret.
+def read_private(file: Path, most: int = MAX_BYTES) -> bytes:
+    """Read a file that holds a secret, of at most `most` bytes.
 
     Raises:
         InputError: it is missing, unreadable, no regular file, or absurdly long.
@@ -62,11 +62,11 @@ def read_private(file: Path) -> bytes:
                 f"run `chmod 600 {file}`, and replace the secret if others may have read it"
             )
         with os.fdopen(descriptor, "rb", closefd=False) as stream:
-            content = stream.read(MAX_BYTES + 1)
+            content = stream.read(most + 1)
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from error
     finally:
         os.close(descriptor)
-    if len(content) > MAX_BYTES:
-        raise InputError(f"{file} is longer than {MAX_BYTES} bytes; that is no key or token")
+    if len(content) > most:
+        raise InputError(f"{file} is longer than {most} bytes; that is no key or token")
     return content

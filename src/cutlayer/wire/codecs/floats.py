@@ -1,59 +1,24 @@
-"""How hidden states become bytes. One codec per name; all have a fixed number of bytes per position, so that a frame's
-length says nothing beyond the number of positions.
+"""Values as floats of one width: exact in the compute dtype of that width, rounded to nearest in a narrower one.
 
 Notation: T positions, D hidden size.
 """
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 
-from cutlayer.errors import FrameError, NonFiniteError
-from cutlayer.registry import Registry
+from cutlayer.errors import NonFiniteError
+from cutlayer.wire.codecs.codec import check_whole_rows
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from cutlayer.types import DtypeName
-
-if sys.byteorder != "little":  # the wire is little endian and tensors are sent as they lie in memory
-    raise ImportError("cutlayer's wire codecs need a little-endian machine")
-
-
-@runtime_checkable
-class Codec(Protocol):
-    """Hidden states ↔ bytes."""
-
-    name: str
-
-    def row_bytes(self, hidden_size: int) -> int:
-        """Bytes one position takes."""
-        ...
-
-    def encode(self, hidden: torch.Tensor) -> bytes:
-        """Hidden states [T, D] of any float dtype and device → T × `row_bytes` bytes.
-
-        Raises:
-            NonFiniteError: a value is not finite, or too large for the codec.
-        """
-        ...
-
-    def decode(self, data: bytes | memoryview, hidden_size: int) -> torch.Tensor:
-        """Bytes → hidden states [T, D] on the CPU, in the codec's dtype.
-
-        Raises:
-            FrameError: not a whole number of rows.
-            NonFiniteError: a value is not finite.
-        """
-        ...
-
 
 class FloatCodec:
-    """Values as floats of one width.
+    """See the module.
 
     The checks run in NumPy, on as few calls as will do: four times per decode step this code runs right after a model has
     swept the processor's caches, and every call then costs several times what it costs in a loop.
@@ -61,6 +26,7 @@ class FloatCodec:
 
     def __init__(self, name: str, dtype: torch.dtype) -> None:
         self.name = name
+        self.precision = torch.finfo(dtype).eps / 2
         self._dtype = dtype
         # NumPy has no bfloat16: its bits travel, and are checked, as those of an integer
         self._storage = torch.int16 if dtype is torch.bfloat16 else dtype
@@ -84,11 +50,7 @@ class FloatCodec:
 
     def decode(self, data: bytes | memoryview, hidden_size: int) -> torch.Tensor:
         """See `Codec.decode`."""
-        if not len(data) or len(data) % self.row_bytes(hidden_size):
-            raise FrameError(
-                f"payload of {len(data)} bytes is no whole number of {self.row_bytes(hidden_size)}-byte rows "
-                f"({self.name}, hidden size {hidden_size})"
-            )
+        check_whole_rows(data, self, hidden_size)
         array = np.frombuffer(data, self._stored)
         if not _all_finite(array):
             raise NonFiniteError("payload holds NaN or infinity")
@@ -110,12 +72,3 @@ def _all_finite(array: npt.NDArray[Any]) -> bool:
 FP32: Final = FloatCodec("fp32", torch.float32)
 BF16: Final = FloatCodec("bf16", torch.bfloat16)
 FP16: Final = FloatCodec("fp16", torch.float16)
-
-CODECS: Final[Registry[Codec]] = Registry(
-    "codecs",
-    Codec,  # type: ignore[type-abstract]
-    {name: f"{__name__}:{name.upper()}" for name in ("fp32", "bf16", "fp16")},
-)
-
-LOSSLESS_FOR: Final[dict[DtypeName, str]] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-"""The codec that carries a compute dtype without rounding."""
