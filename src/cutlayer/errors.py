@@ -11,6 +11,7 @@
     + DownloadError              the registry could not be reached or answered badly
     + IntegrityError             a file is not the one that was pinned
     + WeightsError               a checkpoint lacks tensors or holds unreadable ones
+    + KeyFileError               no key of an obfuscated model, a damaged one, or that of another
   x CacheFullError               no room for more positions on this server               (exit code 1)
   x SessionLostError             a session's cache is gone; its client can replay it        (exit code 1)
   x WireError                    between client and server                               (exit code 1)
@@ -20,6 +21,8 @@
     + ConnectionLostError        the transport broke; the session may be resumed
     + RefusedError               what this side answers a peer that asked for something wrong
     + RemoteError                the peer refused, with a code of `RemoteCode`
+    + UpstreamError              an engine with an obfuscated model answered what cannot be right
+      . UpstreamTimeoutError     it said nothing more for too long
   x CancelledError               the user said stop                                      (exit code 130)
 
 Messages say what was wrong, with which value, and what to do. They never contain prompt text, token ids or
@@ -77,6 +80,10 @@ class IntegrityError(StoreError):
 
 class WeightsError(StoreError):
     """A checkpoint is incomplete or unreadable."""
+
+
+class KeyFileError(StoreError):
+    """A key of an obfuscated model is no key, damaged, of another model, or its passphrase is another."""
 
 
 class CacheFullError(CutlayerError):
@@ -160,6 +167,14 @@ class RemoteError(WireError):
         super().__init__(f"server refused ({code}): {message}")
         self.code = code
         self.message = message
+
+
+class UpstreamError(WireError):
+    """An engine that serves an obfuscated model refused a request or broke its own interface. The message is ours alone."""
+
+
+class UpstreamTimeoutError(UpstreamError):
+    """It took the request and then said nothing more."""
 
 
 class CancelledError(CutlayerError):

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutlayer.client.generation import _StopStrings
+from cutlayer.client.answer_text import StopStrings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 def given_out(pieces: Sequence[str], stop: Sequence[str]) -> tuple[str, bool]:
-    filtered = _StopStrings(stop)
+    filtered = StopStrings(stop)
     text = ""
     for piece in pieces:
         text += filtered.push(piece)
@@ -43,7 +43,7 @@ def test_text_ends_before_the_first_stop_string_however_it_is_cut_into_pieces(
 
 
 def test_nothing_of_a_stop_string_is_given_out_early() -> None:
-    filtered = _StopStrings(["END"])
+    filtered = StopStrings(["END"])
     assert [filtered.push(piece) for piece in ("a", "E", "N", "X", "EN", "D")] == ["a", "", "", "ENX", "", ""]
     assert filtered.found
 

@@ -25,6 +25,7 @@ from cutlayer.gateway.app import build_app
 from cutlayer.gateway.listen import DrainingServer
 from cutlayer.gateway.logs import request_logger
 from cutlayer.gateway.service import Gateway, Limits
+from cutlayer.gateway.split import split
 from cutlayer.gateway.watch_page import WatchPage
 from cutlayer.server.build import build_service
 from cutlayer.server.local import LocalServer
@@ -180,7 +181,7 @@ def open_door(tiny_server: LocalServer, tiny_with_text: Callable[[str], Path]) -
             limits = {name: given.pop(name) for name in list(given) if name in Limits.__struct_fields__}
             line, log = Line(tiny_server), io.StringIO()
             options = Options(model=str(directory), patience=patience or Patience(recover_s=1))
-            gateway = Gateway(Client(line, options), Limits(**limits), "tiny", request_logger(log))
+            gateway = Gateway(split(Client(line, options)), Limits(**limits), "tiny", request_logger(log))
             door = Door(gateway, line, log, **given)
             if not served:
                 door.http = stack.enter_context(TestClient(door.app(), base_url=f"http://127.0.0.1:{PORT}"))

@@ -44,7 +44,7 @@ def test_answer_is_the_clients(door: Door) -> None:
     answer = door.chat(temperature=0)
     assert answer.status_code == 200, answer.text
     body = answer.json()
-    with door.gateway.client.another() as session:
+    with door.gateway.session.another() as session:
         expected = session.generate([Message("user", "hello")], max_tokens=8).result()
     assert body["object"] == "chat.completion"
     assert body["model"] == "tiny"

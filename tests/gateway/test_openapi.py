@@ -56,10 +56,10 @@ def test_generated_requests_cause_no_server_error(
 ) -> None:
     """Over a socket, with requests that follow the description and ones that break it; answers are checked against it too."""
     door = open_door(served=True, max_tokens=2)
-    real = type(door.gateway.client).generate
+    real = type(door.gateway.session).generate
     # Short answers, whatever length was drawn: this is about the interface.
     monkeypatch.setattr(
-        type(door.gateway.client),
+        type(door.gateway.session),
         "generate",
         lambda *a, **fields: real(*a, **{**fields, "max_tokens": min(fields["max_tokens"], 2)}),
     )

@@ -82,7 +82,7 @@ def test_who_leaves_frees_the_session_at_once(door: Door, url: str, stream: bool
     until(lambda: bool(door.log()) and door.log()[-1].get("status") in (200, 499) and len(answered(door)) == 2)
     door.line.proceed()
     until(lambda: door.gateway.pool.in_use == 0)
-    tokens = door.gateway.client.held
+    tokens = door.gateway.session.held
     assert len(tokens) < 100  # of 150
     assert ask(url, temperature=0, max_tokens=5).json()["choices"] == expected
 
@@ -184,7 +184,7 @@ def test_a_lost_server_is_a_503_and_not_ready_until_it_is_back(
         expected = ask(url, temperature=0, max_tokens=5).json()["choices"]
         assert httpx2.get(f"{url}/ready").status_code == 200
         gone.set()
-        door.gateway.client._remote._transport.break_connection()  # type: ignore[attr-defined]
+        door.gateway.session._remote._transport.break_connection()  # type: ignore[attr-defined]
         for fields in ({}, {"stream": True}):
             lost = ask(url, **fields)
             assert lost.status_code == 503

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutlayer.client.generation import Piece, _StopStrings
+from cutlayer.client.answer_text import StopStrings
+from cutlayer.client.generation import Piece
 from cutlayer.client.logprobs import Logprobs
 from cutlayer.gateway.trail import Trail, for_chat, for_completion
 
@@ -20,7 +21,7 @@ END = 99
 
 def pieces_of(words: Sequence[str], stop: Sequence[str]) -> tuple[list[Piece], bool]:
     """What a generation would yield, were each word a token."""
-    held, pieces, at = _StopStrings(stop), [], 0
+    held, pieces, at = StopStrings(stop), [], 0
     for i, word in enumerate(words):
         text = held.push(word)
         if i == len(words) - 1 and not held.found:

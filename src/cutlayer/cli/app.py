@@ -29,6 +29,12 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "config": ("cutlayer.cli.config:app", "Show the gateway's settings and where they come from."),
     "doctor": ("cutlayer.cli.doctor:doctor", "Check on your own run what crossed the network."),
     "audit": ("cutlayer.cli.audit:app", "Measure what a server can read at a cut."),
+    "obfuscate": ("cutlayer.cli.obfuscate:app", "Write a checkpoint that other hosts run without seeing plain text."),
+    "netsim": ("cutlayer.cli.netsim:netsim", "Put a slow network between two commands on this machine."),
+    "train-draft": (
+        "cutlayer.cli.train_draft:train_draft",
+        "Train a small layer that guesses at the next tokens here.",
+    ),
     "bench": ("cutlayer.cli.bench:bench", "Run a benchmark of this checkout and write its record."),
     "demo": ("cutlayer.cli.demo:demo", "Server, client and a question over TLS on this machine."),
 }

@@ -63,7 +63,7 @@ def run(
         pairs: tokens of the attacker's own text (200000 for studies).
         repeats: sessions in which the server sees each prompt.
         seeds: passes with fresh noise and freshly trained attacks; their mean counts.
-        codec: of the wire: fp32, bf16 or fp16.
+        codec: of the wire: fp32, bf16, fp16, int8 or int4.
         out: directory of the records.
         jobs: cuts measured at the same time.
         device: where layers and attacks run.

@@ -34,14 +34,19 @@ class ConnectOptions:
     dtype: str | None = None
     """float32, bfloat16 or float16; default: the server's."""
     codec: str | None = None
-    """How hidden states travel: fp32, bf16 or fp16; default: as the dtype."""
+    """How hidden states travel: fp32, bf16, fp16, int8 or int4; default: as the dtype, without loss."""
+    keep_warm: float = 60.0
+    """Seconds after each message during which small pings (66 kB a minute) keep TCP's window open for the next; 0 for none,
+    e.g. on metered lines."""
+    congestion: str | None = None
+    """TCP congestion control of what is sent, e.g. bbr on lossy lines; default: cubic where permitted."""
     device: str = "cpu"
     """Where this side's layers run."""
     defence: str = "none"
     """What is done to hidden states before they leave: none, gaussian:sigma=S, gaussian:epsilon=E,delta=D,clip=C."""
     speculate: str | None = None
     """Guess at the next tokens, so that one round trip brings several: auto, off, lookup, recycling, model:path=DIR, …;
-    default: auto, and off under a defence, for every guess is one more hidden state that leaves."""
+    default: auto over 10 ms and more, off nearer by and under a defence, for every guess is one more hidden state that leaves."""
     pad_drafts: int = 0
     """Send so many rows in every step of an answer, that its size tells an onlooker nothing; 0 sends as many as pay."""
 
@@ -71,7 +76,7 @@ class ConnectOptions:
         """What opens connections to the server."""
         from cutlayer.client.connect import dialler
 
-        return dialler(self.server, **self.credentials())
+        return dialler(self.server, **self.credentials(), congestion=self.congestion, keep_warm_s=self.keep_warm)
 
     def connect(self, connect: Connect | None = None) -> Client:
         """Connect, with a word on stderr while weights load.

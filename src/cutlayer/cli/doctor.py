@@ -64,17 +64,15 @@ def _diagnose(at: ConnectOptions, prompt: str | None, max_tokens: int) -> Diagno
     with Console(stderr=True).status("connecting, generating and checking"):
         from cutlayer.audit.doctor import diagnose
         from cutlayer.audit.stranger import check_access
-        from cutlayer.client.connect import dialler
 
-        credentials = at.credentials()
-        connect = dialler(at.server, **credentials)
+        connect = at.dialler()
         return diagnose(
             connect,
             at.server,
             options=at.options(),
             prompt=prompt,
             max_tokens=max_tokens,
-            access=lambda: check_access(at.server, **credentials),
+            access=lambda: check_access(at.server, **at.credentials()),
         )
 
 

@@ -1,4 +1,4 @@
-"""`cutlayer gateway`: OpenAI's interface on this machine, in front of a model whose middle layers run elsewhere."""
+"""`cutlayer gateway`: OpenAI's interface on this machine, in front of a model that runs elsewhere, split or obfuscated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from cutlayer.cli.client_options import ConnectOptions
 from cutlayer.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cutlayer.client.connect import Options
+    from cutlayer.gateway.served import Served
     from cutlayer.gateway.settings import Resolved, Settings
 
 
@@ -25,7 +28,14 @@ class GatewayOptions:
     """Every setting as a flag. What is not given comes from the environment, then the file, then the default."""
 
     server: str | None = None
-    """URL of the server: wss://HOST:PORT, or ws://HOST:PORT on loopback. Needed, here or in the file."""
+    """URL of the server: wss://HOST:PORT, or ws://HOST:PORT on loopback. This or --upstream is needed."""
+    upstream: tuple[str, str] | None = None
+    """Instead of a server, an engine with an obfuscated model: vllm, llamacpp or sglang, and its URL, https://HOST:PORT or
+    http://HOST:PORT on loopback. Needs --key, and --model for the plain model's tokenizer."""
+    key: str | None = None
+    """The client's key file of the obfuscated model."""
+    passphrase_file: str | None = None
+    """File with that key file's passphrase, mode 0600 (default: ask)."""
     listen: str | None = None
     """HOST:PORT (default 127.0.0.1:8411). Beyond loopback, TLS and API keys are required. Port 0 picks a free one."""
     name: str | None = None
@@ -41,11 +51,15 @@ class GatewayOptions:
     dtype: str | None = None
     """float32, bfloat16 or float16 (default: the server's)."""
     codec: str | None = None
-    """How hidden states travel: fp32, bf16 or fp16 (default: as the dtype)."""
+    """How hidden states travel: fp32, bf16, fp16, int8 or int4 (default: as the dtype)."""
     device: str | None = None
     """Where this side's layers run (default cpu)."""
     defence: str | None = None
     """What is done to hidden states before they leave (default none)."""
+    speculate: str | None = None
+    """Guess at the next tokens: auto, off, lookup, … (default auto over 10 ms and more; off nearer by and under a defence)."""
+    pad_drafts: int | None = None
+    """Rows every step of an answer carries; 0 sends as many as pay (default 0)."""
     sessions: int | None = None
     """Sessions on the server, each answering one request at a time (default 4)."""
     queue: int | None = None
@@ -62,6 +76,8 @@ class GatewayOptions:
     """Seconds that answers in progress get to finish when the gateway is stopped (default 10)."""
     recover: float | None = None
     """Seconds a lost server has to come back before a request fails with 503 (default 20)."""
+    silence: float | None = None
+    """Seconds an upstream has for the next token before a request fails with 504 (default 120)."""
     api_keys: str | None = None
     """File with one NAME KEY or NAME sha256:HEX per line, readable by its owner alone."""
     tls_cert: str | None = None
@@ -115,8 +131,7 @@ def gateway(*, options: GatewayOptions = _NOTHING_GIVEN, ready_file: Path | None
     try:
         settings = options.resolved().settings
         host, port = parse_address(settings.listen)
-        if settings.server is None:
-            raise InputError("say where the server is: --server wss://HOST:PORT, or server = … in the settings file")
+        connect = _source(settings)
         from cutlayer.gateway.access import listen_policy
         from cutlayer.gateway.body import BodyLimits
         from cutlayer.gateway.listen import Address, serve, tls_context
@@ -140,7 +155,7 @@ def gateway(*, options: GatewayOptions = _NOTHING_GIVEN, ready_file: Path | None
         ping_s=settings.ping,
         grace_s=settings.grace,
     )
-    service = Gateway(_connect(settings).connect(), limits, settings.name)
+    service = Gateway(connect(), limits, settings.name)
 
     def ready(url: str) -> None:
         sys.stdout.write(f"{url} serves {service.model}. {service.statement}\n")
@@ -153,11 +168,60 @@ def gateway(*, options: GatewayOptions = _NOTHING_GIVEN, ready_file: Path | None
     return 0
 
 
-def _connect(settings: Settings) -> ConnectOptions:
-    if settings.server is None:
-        raise InputError("no server")
+def _source(settings: Settings) -> Callable[[], Served]:
+    """What connects to the model. Refuses, before anything is loaded, two ways to run it, none, and settings of the other."""
+    server, upstream, key, model = settings.server, settings.upstream, settings.key, settings.model
+    if server is not None and upstream is None:
+        _refuse_foreign("--server", {"--key": key, "--passphrase-file": settings.passphrase_file})
+        return lambda: _split(settings, server)
+    if upstream is None or server is not None:
+        raise InputError(
+            "say where the model runs, here or in the settings file: --server wss://HOST:PORT if `cutlayer serve` runs middle "
+            "layers, or --upstream ENGINE URL if it is obfuscated; one of the two"
+        )
+    if key is None or model is None:
+        raise InputError("--upstream needs --key FILE, the client's, and --model BASE, which the export was made from")
+    drafts = str(settings.pad_drafts) if settings.pad_drafts else None
+    defence = settings.defence if settings.defence != "none" else None
+    split_only = {"--cut": settings.cut, "--dtype": settings.dtype, "--codec": settings.codec, "--defence": defence}
+    _refuse_foreign("--upstream", split_only | {"--speculate": settings.speculate, "--pad-drafts": drafts})
+    return lambda: _obfuscated(settings, upstream, Path(key), model)
+
+
+def _refuse_foreign(way: str, given: dict[str, str | None]) -> None:
+    for flag, value in given.items():
+        if value is not None:
+            raise InputError(f"{flag} does nothing with {way}; leave it out, here and in the settings file")
+
+
+def _split(settings: Settings, server: str) -> Served:
+    from cutlayer.gateway.split import split
+
+    return split(_connect(settings, server).connect())
+
+
+def _obfuscated(settings: Settings, upstream: tuple[str, str], key: Path, model: str) -> Served:
+    from cutlayer.cli.passphrase import read_passphrase
+    from cutlayer.gateway.upstream.obfuscated import obfuscated
+    from cutlayer.models.locate import locate
+    from cutlayer.obfuscation.keyfile import MAX_KEY_BYTES, open_client_key
+    from cutlayer.wire.private_files import read_private
+    from cutlayer.wire.tls import client_context, read_token_file
+
+    passphrase = read_passphrase(Path(settings.passphrase_file) if settings.passphrase_file else None, new=False)
+    return obfuscated(
+        *upstream,
+        open_client_key(read_private(key, MAX_KEY_BYTES), passphrase),
+        locate(model),
+        tls=client_context(Path(settings.keys) if settings.keys else None),
+        token=read_token_file(Path(settings.token)) if settings.token else None,
+        silence_s=settings.silence,
+    )
+
+
+def _connect(settings: Settings, server: str) -> ConnectOptions:
     return _Connect(
-        server=settings.server,
+        server=server,
         model=settings.model,
         cut=settings.cut,
         keys=Path(settings.keys) if settings.keys else None,
@@ -166,5 +230,7 @@ def _connect(settings: Settings) -> ConnectOptions:
         codec=settings.codec,
         device=settings.device,
         defence=settings.defence,
+        speculate=settings.speculate,
+        pad_drafts=settings.pad_drafts,
         recover=settings.recover,
     )

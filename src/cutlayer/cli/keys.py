@@ -1,4 +1,4 @@
-"""`cutlayer keys`: certificates and tokens by which server and clients know each other."""
+"""`cutlayer keys`: certificates and tokens by which server and clients know each other, and keys of obfuscated models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 if TYPE_CHECKING:
     from cutlayer.wire.certificates import CertificateInfo
 
-app = App(name="keys", help="Create and inspect the certificates of client and server.")
+app = App(name="keys", help="Create and inspect certificates of client and server; inspect keys of obfuscated models.")
 
 
 @app.command
@@ -91,6 +91,40 @@ def token(file: Path, /) -> int:
 
     create_token_file(file)
     sys.stdout.write(f"wrote {file} (mode 0600); give the same file to server and client with --token {file}\n")
+    return 0
+
+
+@app.command(name="inspect")
+def inspect_key(file: Path, /, *, json: bool = False) -> int:
+    """Show what a key file of an obfuscated model says openly: whose, for which model, how made. Needs no passphrase.
+
+    Args:
+        file: owner.key or client.key, made by `cutlayer obfuscate`.
+        json: print one JSON object instead of lines.
+    """
+    import msgspec
+
+    from cutlayer.obfuscation.keyfile import MAX_KEY_BYTES, read_header
+    from cutlayer.wire.private_files import read_private
+
+    header = read_header(read_private(file, MAX_KEY_BYTES))
+    if json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(header), indent=2).decode() + "\n")
+        return 0
+    settings = header.settings
+    lines = {
+        "kind": f"{header.kind}'s key",
+        "key id": header.key_id,
+        "created": header.created,
+        "vocabulary": f"{header.vocabulary} token ids",
+        "base": f"model with fingerprint {header.base}",
+        "sealed": f"{header.cipher}, {header.kdf.name} n={header.kdf.n}",
+    }
+    if settings is not None:
+        lines["mode"] = f"{settings.mode}, hidden size {settings.hidden_size}, {settings.dtype}"
+        lines["noise"] = f"alpha_e {settings.alpha_e:g}, alpha_h {settings.alpha_h:g}"
+    width = max(map(len, lines))
+    sys.stdout.writelines(f"{name:<{width}}  {value}\n" for name, value in lines.items())
     return 0
 
 

@@ -57,8 +57,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "cpu"
     defence: str = "none"
     speculate: str | None = None
-    """How to guess at the next tokens, ``NAME[:KEY=VALUE,…]`` or ``off``. None: ``auto`` where a round trip spends 10 ms or more on
-    the way, and ``off`` elsewhere and under a defence, for every guess is one more hidden state that leaves."""
+    """How to guess at the next tokens, ``NAME[:KEY=VALUE,…]`` or ``off``. None: ``auto`` where a round trip spends 10 ms or more
+    on the way, and ``off`` elsewhere and under a defence, for every guess is one more hidden state that leaves."""
     pad_drafts: int = 0
     """Rows that every step of an answer carries, filled up with arbitrary tokens; 0 sends as many as pay."""
     patience: Patience = Patience()

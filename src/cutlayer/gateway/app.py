@@ -95,7 +95,7 @@ def _routes(gateway: Gateway) -> list[Route]:
 
     async def ready(request: Request) -> Response:
         if not await gateway.ready():
-            raise ApiError.away("the server that runs the model's middle layers does not answer")
+            raise ApiError.away("the server that runs the model does not answer")
         return _json(Status("ready"))
 
     async def metrics(request: Request) -> Response:

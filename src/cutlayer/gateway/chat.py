@@ -80,9 +80,9 @@ def _jobs(gateway: Gateway, asked: ChatRequest) -> list[Job]:
 def _mask(gateway: Gateway, asked: ChatRequest) -> Callable[[], TokenMask] | None:
     wanted = asked.response_format
     if isinstance(wanted, JsonObject):
-        return gateway.grammars.compile(ANY_OBJECT)
+        return gateway.schemas.compile(ANY_OBJECT)
     if isinstance(wanted, JsonSchema):
-        return gateway.grammars.compile(wanted.json_schema.schema or ANY_OBJECT)
+        return gateway.schemas.compile(wanted.json_schema.schema or ANY_OBJECT)
     return None
 
 

@@ -25,10 +25,11 @@ _ERRORS: Final = {
     "415": "The body is not JSON.",
     "421": "The Host header names another server.",
     "429": "All sessions are busy and the queue is full; see Retry-After.",
-    "502": "The server with the middle layers failed.",
-    "503": "The server with the middle layers is away or full; see Retry-After.",
+    "502": "The server that runs the model failed.",
+    "503": "The server that runs the model is away or full; see Retry-After.",
+    "504": "The server that runs the model took the request and then said nothing.",
 }
-_NEEDS_SERVER: Final = frozenset({"429", "502", "503"})
+_NEEDS_SERVER: Final = frozenset({"429", "502", "503", "504"})
 
 
 def description(model: str) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def description(model: str) -> dict[str, Any]:
         "/v1/models": ("The served model.", ModelList),
         "/v1/models/{id}": ("The served model, if it goes by this name.", Model),
         "/health": ("Whether this process answers.", Status),
-        "/ready": ("Whether the server with the middle layers answers too.", Status),
+        "/ready": ("Whether the server that runs the model answers too.", Status),
     }
     kinds = [kind for _, asked, answered, _ in posts.values() for kind in (asked, answered)]
     kinds += [kind for _, kind in gets.values()] + [ProblemAnswer]

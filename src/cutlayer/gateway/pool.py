@@ -25,7 +25,7 @@ from cutlayer.gateway.problems import ApiError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cutlayer.client.connect import Client
+    from cutlayer.gateway.served import Session
 
 _CONTINUES: Final = 0.5
 """Share of what a session holds that a prompt must begin with to be taken for that conversation's continuation. Less, such as a
@@ -39,12 +39,12 @@ class Slot:
 
     Args:
         first: what further sessions are made from.
-        client: the session, None until it is needed.
+        session: None until it is needed.
     """
 
-    def __init__(self, first: Client, client: Client | None = None) -> None:
+    def __init__(self, first: Session, session: Session | None = None) -> None:
         self._first = first
-        self._client = client
+        self._session = session
         self._owner: str | None = None
         self.used = 0.0
         """When it was last given back, on the monotonic clock."""
@@ -57,16 +57,16 @@ class Slot:
     @property
     def opened(self) -> bool:
         """Whether there is a session."""
-        return self._client is not None
+        return self._session is not None
 
     @property
     def released(self) -> int:
         """Positions its session has sent to the server."""
-        return self._client.released if self._client is not None else 0
+        return self._session.released if self._session is not None else 0
 
     def holds(self, prompt: Sequence[int]) -> tuple[int, int]:
         """Tokens `prompt` begins with that are held, and tokens held in all."""
-        held = self._client.held if self._client is not None else ()
+        held = self._session.held if self._session is not None else ()
         common = 0
         for ours, theirs in zip(held, prompt, strict=False):
             if ours != theirs:
@@ -74,7 +74,7 @@ class Slot:
             common += 1
         return common, len(held)
 
-    def prepare(self, owner: str) -> Client:
+    def prepare(self, owner: str) -> Session:
         """The session, opened or exchanged if need be.
 
         Raises:
@@ -82,25 +82,25 @@ class Slot:
         """
         if self._owner not in (None, owner):
             self.discard()
-        if self._client is None:
-            self._client = self._first.another()
+        if self._session is None:
+            self._session = self._first.another()
         self._owner = owner
-        return self._client
+        return self._session
 
     def abort(self) -> None:
         """Break the session's connection off; whoever waits for an answer gets ConnectionLostError."""
-        if self._client is not None:
-            self._client.abort()
+        if self._session is not None:
+            self._session.abort()
 
     def discard(self, error: CutlayerError | None = None) -> None:
         """Give the session up; the next request opens another."""
-        client, self._client, self._owner = self._client, None, None
-        if client is None:
+        session, self._session, self._owner = self._session, None, None
+        if session is None:
             return
         if isinstance(error, ConnectionLostError):
-            client.abort()  # taking leave would wait once more for a server that is away
+            session.abort()  # taking leave would wait once more for a server that is away
         else:
-            client.close()
+            session.close()
 
 
 class SessionPool:
@@ -114,7 +114,11 @@ class SessionPool:
     """
 
     def __init__(
-        self, first: Client, sessions: int, waiting: int, changed: Callable[[int, int], None] = lambda used, queue: None
+        self,
+        first: Session,
+        sessions: int,
+        waiting: int,
+        changed: Callable[[int, int], None] = lambda used, queue: None,
     ) -> None:
         self.slots = [Slot(first, first), *(Slot(first) for _ in range(sessions - 1))]
         self._free = set(self.slots)

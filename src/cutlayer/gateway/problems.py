@@ -10,7 +10,15 @@ from typing import Final
 import msgspec
 from starlette.responses import Response
 
-from cutlayer.errors import ConnectionLostError, CutlayerError, InputError, RemoteCode, RemoteError
+from cutlayer.errors import (
+    ConnectionLostError,
+    CutlayerError,
+    InputError,
+    RemoteCode,
+    RemoteError,
+    UpstreamError,
+    UpstreamTimeoutError,
+)
 
 RETRY_S: Final = 5
 """After which a client may try again when the server is away or full."""
@@ -88,15 +96,17 @@ def of_cutlayer(error: CutlayerError) -> ApiError:
     if isinstance(error, InputError):
         return ApiError.bad(str(error))
     if isinstance(error, ConnectionLostError):
-        return ApiError.away("the server that runs the model's middle layers does not answer; try again later")
+        return ApiError.away("the server that runs the model does not answer; try again later")
     if isinstance(error, RemoteError) and error.code in _BUSY:
-        return ApiError.away(
-            "the server that runs the model's middle layers takes no more sessions now; try again later"
-        )
+        return ApiError.away("the server that runs the model takes no more requests now; try again later")
+    if isinstance(error, UpstreamTimeoutError):
+        return ApiError(504, str(error), "server_error", code="server_timeout")
+    if isinstance(error, UpstreamError):
+        return ApiError(502, str(error), "server_error", code="server_failed")
     # A peer's own words stay out: nobody here has checked them.
     return ApiError(
         502,
-        f"the server that runs the model's middle layers failed ({type(error).__name__}); see this gateway's log",
+        f"the server that runs the model failed ({type(error).__name__}); see this gateway's log",
         "server_error",
         code="server_failed",
     )

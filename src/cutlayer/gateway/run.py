@@ -30,10 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from concurrent.futures import Executor
 
-    from cutlayer.client.connect import Client
-    from cutlayer.client.generation import Generation
     from cutlayer.gateway.metrics import Metrics
     from cutlayer.gateway.pool import SessionPool, Slot
+    from cutlayer.gateway.served import Generating, Session
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +126,7 @@ class Run:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._cancelled = threading.Event()
         self._reason: ApiError | None = None
-        self._generation: Generation | None = None
+        self._generation: Generating | None = None
         self._started = time.monotonic()
         self.ended: asyncio.Future[None] = self._loop.create_future()
         """Done when the session has been given back."""
@@ -166,10 +165,10 @@ class Run:
     def _generate(self) -> Failed | None:
         """All answers; the last event."""
         try:
-            client = self._slot.prepare(self._owner)
+            session = self._slot.prepare(self._owner)
             for job in self._jobs:
                 if not self._cancelled.is_set():
-                    self._answer(client, job)
+                    self._answer(session, job)
         except CutlayerError as error:
             if isinstance(error, WireError):
                 self._failed(error)
@@ -189,8 +188,8 @@ class Run:
         self._put(last, released)
         self.ended.set_result(None)
 
-    def _answer(self, client: Client, job: Job) -> None:
-        generation = client.generate(
+    def _answer(self, session: Session, job: Job) -> None:
+        generation = session.generate(
             job.prompt,
             max_tokens=job.max_tokens,
             sampling=job.sampling,
@@ -202,7 +201,7 @@ class Run:
         self._generation = generation
         if self._cancelled.is_set():  # said between the last look and now
             generation.cancel()
-        before, first = client.released, True
+        before, first = session.released, True
         moment = time.monotonic()
         for piece in generation:
             now = time.monotonic()
@@ -216,7 +215,7 @@ class Run:
             self._emit(Said(job.index, piece))
         self._metrics.prompt_tokens.inc(len(job.prompt))
         self._metrics.answer_tokens.inc(len(generation.token_ids))
-        self._metrics.released.inc(client.released - before)
+        self._metrics.released.inc(session.released - before)
         reason = generation.finish_reason or "cancelled"
         if reason == "cancelled":
             return
@@ -224,7 +223,7 @@ class Run:
             self._begun(job, generation)
         self._emit(Ended(job.index, reason, generation.hit_stop_string, len(generation.token_ids)))
 
-    def _begun(self, job: Job, generation: Generation) -> None:
+    def _begun(self, job: Job, generation: Generating) -> None:
         self._emit(Begun(job.index, generation.reused, generation.prompt_logprobs))
 
     def _give_up(self, error: CutlayerError | None) -> None:

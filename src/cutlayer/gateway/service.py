@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import msgspec
 
-from cutlayer.audit.measured import statement_for
 from cutlayer.errors import CutlayerError
 from cutlayer.gateway.body import BodyLimits, decode, read_body
-from cutlayer.gateway.grammar import Grammars
 from cutlayer.gateway.logs import place_of, request_logger
 from cutlayer.gateway.metrics import Metrics
 from cutlayer.gateway.pool import SessionPool
@@ -26,9 +24,9 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from structlog.typing import FilteringBoundLogger
 
-    from cutlayer.client.connect import Client
     from cutlayer.gateway.body import Refusals
     from cutlayer.gateway.run import Job
+    from cutlayer.gateway.served import Served
 
 T = TypeVar("T")
 
@@ -62,7 +60,7 @@ class Gateway:
     """One model behind OpenAI's interface.
 
     Args:
-        client: an open session; owned from now on.
+        served: the model; its session is owned from now on.
         limits: bounds.
         name: what the model is called; None is its directory's name.
         log: where events go.
@@ -70,31 +68,31 @@ class Gateway:
 
     def __init__(
         self,
-        client: Client,
+        served: Served,
         limits: Limits | None = None,
         name: str | None = None,
         log: FilteringBoundLogger | None = None,
     ) -> None:
         self.limits = limits or Limits()
-        self.client = client
-        self.model = name or client.directory.name
-        self.tokenizer = client.tokenizer
-        self.vocabulary = client.parts.head.embedding().shape[0]
-        self.max_positions = client.max_positions
+        self.session = served.session
+        self.model = name or served.name
+        self.tokenizer = served.tokenizer
+        self.schemas = served.schemas
+        self.vocabulary = served.vocabulary
+        self.max_positions = served.max_positions
         self.created = int(time.time())
-        self.fingerprint = f"fp_{client.info.fingerprint[:12]}"
+        self.fingerprint = f"fp_{served.fingerprint[:12]}"
         self.metrics = Metrics()
         self.log = log or request_logger()
-        self.statement = statement_for(client)
-        self.defence = client.defence.describe()
+        self.statement = served.statement
+        self.defence = served.defence
         self.headers = {
-            "x-cutlayer-cut": f"{client.cut} of {client.cut.layers}",
+            "x-cutlayer-cut": served.cut,
             "x-cutlayer-defence": _ascii(self.defence),
             "x-cutlayer-readable": _ascii(self.statement),
         }
         """Of every answer."""
-        self.grammars = Grammars(self.tokenizer, self.vocabulary)
-        self.pool = SessionPool(client, self.limits.sessions, self.limits.queue, self.metrics.pool)
+        self.pool = SessionPool(self.session, self.limits.sessions, self.limits.queue, self.metrics.pool)
         self._executor = ThreadPoolExecutor(self.limits.sessions, thread_name_prefix="session")
         self._runs: set[Run] = set()
         self._well = True
@@ -184,7 +182,7 @@ class Gateway:
         async with self._probing:
             if not self._well and time.monotonic() - self._probed > _PROBE_EVERY_S:
                 with suppress(CutlayerError):
-                    await asyncio.to_thread(self.client.probe)
+                    await asyncio.to_thread(self.session.probe)
                     self._well = True
                 self._probed = time.monotonic()
             return self._well

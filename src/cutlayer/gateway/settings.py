@@ -26,7 +26,8 @@ _PREFIX: Final = "CUTLAYER_"
 _VARIABLES: Final = {"token": "CUTLAYER_TOKEN_FILE"}
 _OTHERS: Final = frozenset({"CUTLAYER_HOME"})
 """Variables that are no setting of the gateway's."""
-_PATHS: Final = frozenset({"keys", "token", "api_keys", "tls_cert", "tls_key"})
+_PATHS: Final = frozenset({"keys", "token", "key", "passphrase_file", "api_keys", "tls_cert", "tls_key"})
+_LISTS: Final = frozenset({"upstream", "allow_origin", "allow_host"})
 _ALIKE: Final = 0.8
 _LONGEST_FILE: Final = 1 << 20
 
@@ -38,7 +39,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """What `cutlayer gateway` can be told."""
 
     server: str | None = None
-    """URL of the server with the middle layers. Needed."""
+    """URL of the server with the middle layers. This or `upstream` is needed."""
+    upstream: tuple[str, str] | None = None
+    """Kind and URL of an engine with an obfuscated model."""
+    key: str | None = None
+    """The client's key file of that model."""
+    passphrase_file: str | None = None
     listen: str = "127.0.0.1:8411"
     name: str | None = None
     """What the model is called; None is its directory's name."""
@@ -50,6 +56,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     codec: str | None = None
     device: str = "cpu"
     defence: str = "none"
+    speculate: str | None = None
+    pad_drafts: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
     sessions: _Count = 4
     queue: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 16
     max_tokens: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1024
@@ -58,6 +66,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ping: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 15.0
     grace: _Seconds = 10.0
     recover: _Seconds = 20.0
+    silence: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 120.0
     api_keys: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
@@ -128,7 +137,11 @@ def shown(value: object) -> object:
     Examples:
         >>> shown("wss://me:secret@gpu.example:8410"), shown(4)
         ('***@gpu.example:8410', 4)
+        >>> shown(("vllm", "https://me:secret@gpu.example"))
+        ['vllm', '***@gpu.example']
     """
+    if isinstance(value, tuple | list):
+        return [shown(one) for one in value]
     return f"***@{value.rpartition('@')[2]}" if isinstance(value, str) and "@" in value else value
 
 
@@ -144,7 +157,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     for given, name in known.items():
         text = environment.get(given, "")
         if text:
-            values[name] = _listed(text) if name.startswith("allow_") else text
+            values[name] = _listed(text) if name in _LISTS else text
     return values
 
 

@@ -49,8 +49,8 @@ class Runner(Protocol):
     async def run(self, hidden: torch.Tensor, place: Placement, cache: Any) -> Computed:
         """Run hidden states [T, D] through the body at their place in `cache`.
 
-        A step that fails leaves the cache as it was, or at the place's base, or somewhere in the step. Cancelling does not interrupt a forward that
-        has begun.
+        A step that fails leaves the cache as it was, or at the place's base, or somewhere in the step. Cancelling does not
+        interrupt a forward that has begun.
 
         Raises:
             CacheFullError: there is no room for so many positions.

@@ -6,6 +6,8 @@ Notation: V vocabulary, N asked ids.
 from __future__ import annotations
 
 import time
+from collections import Counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -20,7 +22,7 @@ from cutlayer.errors import InputError
 from cutlayer.records.record import Figure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from cutlayer.attacks.keycut.attack import Attack, Reader
@@ -60,7 +62,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     facts: dict[str, float]
     """What the attack can tell by itself."""
     seconds: float | None
-    """Of the part that is done for each export; None where the attack was not run."""
+    """Of processor time, for the part that is done for each export; None where the attack was not run."""
 
     @property
     def needs_base(self) -> bool:
@@ -83,28 +85,25 @@ class Scene:
     """
 
     def __init__(self, export: Weights, key: ClientKey | None, text: Material, sample: int, seed: int = 0) -> None:
-        vocabulary = export.vocabulary
         if sample < 1:
             raise InputError(f"a sample of {sample} ids estimates nothing; draw at least one")
-        if key is not None and len(key.tau) != vocabulary:
-            raise InputError(f"the key is for {len(key.tau)} ids, and the export has {vocabulary}")
+        vocabulary = export.vocabulary
         drawn = np.random.default_rng(seed).permutation(vocabulary)
         count = min(sample, vocabulary - min(MOST_KNOWN, vocabulary // 2))
-        sampled = drawn[:count]
-        self.truth: Truth | None = None
-        log, known = None, None
-        asked = sampled.tolist()
-        if key is not None:
-            permuted = drawn[count:][:MOST_KNOWN]
-            plain = key.inverse[permuted].astype(np.int64)
-            known = torch.from_numpy(np.stack([plain, permuted], 1))
-            log = [key.to_server(document) for document in text.sent]
-            given = set(permuted.tolist())
-            common = torch.bincount(torch.tensor([token for document in log for token in document]))
-            frequent = [token for token in common.argsort(descending=True).tolist() if common[token] > 0]
-            asked = [token for token in dict.fromkeys([*frequent, *asked]) if token not in given]
-            self.truth = Truth(key.inverse, sampled.tolist(), text.sent, plain.tolist())
-        self.held = Held(export, torch.tensor(asked), log, known)
+        sampled, given = drawn[:count].tolist(), drawn[count:][:MOST_KNOWN]
+        if key is None:
+            self.held, self.truth = Held(export, torch.tensor(sampled)), None
+            return
+        if len(key.tau) != vocabulary:
+            raise InputError(f"the key is for {len(key.tau)} ids, and the export has {vocabulary}")
+        plain = key.inverse[given].astype(np.int64)
+        log = [key.to_server(document) for document in text.sent]
+        common = [token for token, _ in Counter(token for document in log for token in document).most_common()]
+        known = set(given.tolist())
+        asked = [token for token in dict.fromkeys([*common, *sampled]) if token not in known]
+        pairs = torch.from_numpy(np.stack([plain, given], 1))
+        self.held = Held(export, torch.tensor(asked), log, pairs)
+        self.truth = Truth(key.inverse, sampled, text.sent, plain.tolist())
 
     def attack(self, attack: Attack, name: str, public: Public, reader: Reader | None = None) -> Outcome:
         """Run one attack.
@@ -117,43 +116,46 @@ class Scene:
         """
         absent = missing(attack, public, self.held)
         if absent:
-            return self._outcome(attack, name, Unmeasured(f"needs {', '.join(sorted(absent))}; {NO_KEY}"))
+            return _outcome(attack, name, _unmeasured(f"needs {', '.join(sorted(absent))}; {NO_KEY}"))
         reader = reader or attack.prepare(public)
-        started = time.perf_counter()
+        started = time.process_time()
         claim = reader.read(self.held)
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         if isinstance(claim, NoClaim):
-            return self._outcome(attack, name, Unmeasured(claim.reason))
-        figures = dict.fromkeys(SHARES, Unmeasured(NO_KEY)) if self.truth is None else self.truth.score(claim)
-        return self._outcome(attack, name, figures, dict(claim.facts), seconds)
+            return _outcome(attack, name, _unmeasured(claim.reason))
+        figures = _unmeasured(NO_KEY) if self.truth is None else self.truth.score(claim)
+        return _outcome(attack, name, figures, claim.facts, seconds)
 
-    @staticmethod
-    def _outcome(
-        attack: Attack,
-        name: str,
-        figures: dict[str, Figure | Unmeasured] | dict[str, Unmeasured] | Unmeasured,
-        facts: dict[str, float] | None = None,
-        seconds: float | None = None,
-    ) -> Outcome:
-        shares = dict.fromkeys(SHARES, figures) if isinstance(figures, Unmeasured) else figures
-        card = attack.card
-        return Outcome(
-            attack=name,
-            label=card.label,
-            needs=sorted(card.needs),
-            figures={**shares},
-            facts=facts or {},
-            seconds=seconds,
-        )
+
+def _outcome(
+    attack: Attack,
+    name: str,
+    figures: Mapping[str, Figure | Unmeasured],
+    facts: Mapping[str, float] = MappingProxyType({}),
+    seconds: float | None = None,
+) -> Outcome:
+    card = attack.card
+    return Outcome(
+        attack=name,
+        label=card.label,
+        needs=sorted(card.needs),
+        figures=dict(figures),
+        facts=dict(facts),
+        seconds=seconds,
+    )
+
+
+def _unmeasured(reason: str) -> dict[str, Unmeasured]:
+    return dict.fromkeys(SHARES, Unmeasured(reason))
 
 
 def check_same_shape(base: Weights, export: Weights) -> None:
     """Refuse a base that the export cannot have been made from.
 
     Raises:
-        InputError: vocabularies or layers differ.
+        InputError: vocabularies, layers or FFN channels differ.
     """
-    for what in ("vocabulary", "layers"):
+    for what in ("vocabulary", "layers", "channels"):
         ours, theirs = getattr(base, what), getattr(export, what)
         if ours != theirs:
             raise InputError(f"the export cannot have been made from this base: {what} {theirs} there, {ours} here")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from cutlayer.audit.keycut.run import strongest
-from cutlayer.audit.keycut.scoring import SHARES
 from cutlayer.audit.metrics.unmeasured import Unmeasured
 
 if TYPE_CHECKING:
@@ -23,22 +22,28 @@ PUBLISHED: Final = (
 
 
 def show(outcomes: Sequence[Outcome], source: str, console: Console) -> None:
-    """A table, and what it means for a host with and without the base model."""
+    """A table for hosts with the base model and one for hosts without, and what they mean."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "attack", "needs", "of ids", "of traffic", "of named", "by itself it sees"):
-        table.add_column(heading)
-    for one in outcomes:
-        shares = [_share(one.figures[share]) for share in SHARES]
-        facts = ", ".join(f"{name} {value:.3g}" for name, value in one.facts.items())
-        table.add_row(one.label, one.attack, ", ".join(one.needs), *shares, facts)
-    console.print(table)
-    for reason in dict.fromkeys(
-        f.reason for one in outcomes for f in one.figures.values() if isinstance(f, Unmeasured)
+    for title, part in (
+        ("With the base model", [one for one in outcomes if one.needs_base]),
+        ("Without it", [one for one in outcomes if not one.needs_base]),
     ):
+        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for heading in ("", "attack", "of ids", "of tokens sent"):
+            table.add_column(heading, no_wrap=True)
+        for one in part:
+            table.add_row(one.label, one.attack, *(_share(one.figures[share]) for share in ("ids", "occurrences")))
+        console.print(table)
+        for one in part:
+            if one.facts and isinstance(one.figures["ids"], Unmeasured):
+                facts = ", ".join(f"{name} {value:.3g}" for name, value in one.facts.items())
+                console.print(f"{one.attack} sees by itself: {facts}")
+        console.print()
+    reasons = (figure.reason for one in outcomes for figure in one.figures.values() if isinstance(figure, Unmeasured))
+    for reason in dict.fromkeys(reasons):
         console.print(f"–: {reason}")
-    console.print(f"\nTraffic: {source}.")
+    console.print(f"Text: {source}.")
     for line in verdict(outcomes):
         console.print(line)
 
@@ -79,4 +84,4 @@ def plain(outcomes: Sequence[Outcome], source: str) -> dict[str, Any]:
 def _share(figure: Figure | Unmeasured) -> str:
     if isinstance(figure, Unmeasured):
         return "–"
-    return f"{figure.value:.1%} [{figure.low:.1%}, {figure.high:.1%}] n={figure.n}"
+    return f"{figure.value:.1%} [{100 * figure.low:.1f}, {100 * figure.high:.1f}] n={figure.n}"

@@ -5,8 +5,8 @@ decoding; the code keeps a dictionary from ONE token to the (N−1)-grams that f
 which are the OLDEST, as branches of one request. There is no Jacobi window. All n-grams of the prompt are entered, of the answer
 only the last one at each step, so those that end within an accepted branch are missed: kept as it is.
 
-Deviations: branches that begin alike share nodes, which changes no answer and saves rows. Guesses are stated as certain, so that
-the tree is always sent whole, as the released code does. A rollback starts the dictionary afresh.
+Deviations: branches that begin alike share nodes, which changes no answer and saves rows. The tree is always sent
+whole, as the released code does. A rollback starts the dictionary afresh.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Cunningham:
     """
 
     wants_prompt = False
-    wants_states = False
+    adaptive = False
 
     def __init__(self, n: int, g: int) -> None:
         self._n = n

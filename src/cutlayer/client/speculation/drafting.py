@@ -26,12 +26,14 @@ class Drafting:
         speculator: makes them.
         vocabulary: V, for rows that only fill up.
         pad_to: rows every step carries, so that its size tells an observer nothing; 0 sends what pays.
+        least_wait: seconds a round trip must spend on the way for guesses to be sent at all.
     """
 
-    def __init__(self, speculator: Speculator, vocabulary: int, pad_to: int = 0) -> None:
+    def __init__(self, speculator: Speculator, vocabulary: int, pad_to: int = 0, least_wait: float = 0.0) -> None:
         self._speculator = speculator
         self._vocabulary = vocabulary
         self._pad_to = pad_to
+        self._least_wait = least_wait
         self._time = TripTime()
         self.seconds = 0.0
         """Spent guessing and learning so far."""
@@ -52,13 +54,13 @@ class Drafting:
         started = time.perf_counter()
         most = min(most, MOST_NODES)
         draft = Draft()
-        if most > 0 and depth > 0:
+        if most > 0 and depth > 0 and self._time.wait() >= self._least_wait:
             draft = self._speculator.draft(ids, most).within(depth).ranked()
         now = len(draft)
         if self._pad_to:
             draft = self._filled(draft, min(self._pad_to - 1, most))
             now = len(draft)
-        elif getattr(self._speculator, "adaptive", True):
+        elif self._speculator.adaptive:
             now = best_size(draft, self._time)
             draft = draft.first(now + self._time.idle_rows())
         self.seconds += time.perf_counter() - started

@@ -1,67 +1,102 @@
-"""Token recycling."""
+"""Token recycling: what the model said when a context was last verified is guessed when the context comes again.
+
+    recycling                   contexts of up to three tokens, a tree grown best first
+    recycling:tree=static       as published, see `template.py`
+    recycling:profile=NAME      learned candidates outlive the session, see `profile.py`
+    recycling:table=FILE        below them a table made once from the model's own text, see `table.py`; `none` for none
+
+Without `table` the one of the model is taken if there is any, see `find_table`.
+
+Source: Luo et al. 2024 (arXiv 2408.08696), which keys by one token, keeps the last candidates alone and sends one fixed tree.
+Here longer contexts speak too, candidates are averaged with those of before, and probabilities decide the tree.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from cutlayer.client.speculation.growth import HORIZON, grow
+import msgspec
+
+from cutlayer.client.speculation.candidates import Candidates, Order
+from cutlayer.client.speculation.mixed import Mixed
+from cutlayer.client.speculation.profile import ProfileCandidates
+from cutlayer.client.speculation.source import Weighed
+from cutlayer.client.speculation.table import TableOrder, find_table, load_table
+from cutlayer.client.speculation.template import StaticRecycling
+from cutlayer.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cutlayer.client.speculation.draft import Draft
-    from cutlayer.client.speculation.speculator import Speculator, Verified
+    from cutlayer.client.speculation.speculator import Speculator
     from cutlayer.client.trusted import Trusted
     from cutlayer.registry import Spec
 
-K = 8
+LONGEST: Final = 3
+"""Tokens of the longest context that candidates are kept for."""
+NO_TABLE: Final = "none"
 
 
-class Recycling:
-    wants_prompt = False
-    wants_states = False
+class Prior(NamedTuple):
+    """What a source is believed at first, see `Weighed`."""
 
-    def __init__(self, order: int = 3) -> None:
-        self._order = order
-        self._table: dict[tuple[int, ...], tuple[list[int], list[float]]] = {}
-        self._ids: list[int] = []
+    weight: float
+    doubt: float
 
-    def propose(self, context: tuple[int, ...]) -> list[tuple[int, float]]:
-        found: dict[int, float] = {}
-        left = 1.0
-        for order in range(self._order, 0, -1):
-            entry = self._table.get(context[-order:])
-            if entry is None:
-                continue
-            weight = left * (1.0 if order == 1 else 0.7)
-            for token, chance in zip(*entry, strict=True):
-                found[token] = found.get(token, 0.0) + weight * chance
-            left -= weight
-        return list(found.items())
 
-    def draft(self, ids: Sequence[int], most: int) -> Draft:
-        self._ids = list(ids)
-        return grow(ids, self.propose, most)
+_LEARNED: Final = (Prior(0.45, -1.9), Prior(0.35, -1.2), Prior(0.5, -1.4))
+_TABLE: Final = (Prior(0.4, -0.6), Prior(0.2, -0.6), Prior(0.4, 0.0))
+_DOUBT: Final = 1.85
 
-    def observe(self, seen: Verified) -> None:
-        best = seen.logits.softmax(-1).topk(K)
-        before = tuple(self._ids[: seen.base][-HORIZON:])
-        contexts: list[tuple[int, ...]] = []
-        for row, (token, parent) in enumerate(zip(seen.tokens, seen.parents, strict=True)):
-            context = (*(before if parent < 0 else contexts[parent]), token)[-HORIZON:]
-            contexts.append(context)
-            entry = best.indices[row].tolist(), best.values[row].tolist()
-            for order in range(1, self._order + 1):
-                if len(context) >= order:
-                    self._table[context[-order:]] = entry
 
-    def close(self) -> None: ...
+class Options(msgspec.Struct, forbid_unknown_fields=True):
+    """What is remembered, and where."""
+
+    profile: str | None = None
+    table: str | None = None
+
+
+class _Options(Options, forbid_unknown_fields=True):
+    tree: Literal["grown", "static"] = "grown"
+
+
+def recycled(options: Options, trusted: Trusted, learned: Sequence[Prior], table: Sequence[Prior]) -> list[Weighed]:
+    """The sources: contexts of `LONGEST` tokens first.
+
+    Args:
+        options: which profile and table.
+        trusted: the model.
+        learned: priors of the candidates, by length of context, longest first.
+        table: priors of the table, likewise.
+
+    Raises:
+        InputError: the profile has no name that can be, or the table cannot be used.
+    """
+    fingerprint, vocabulary = trusted.info.fingerprint, trusted.parts.head.embedding().shape[0]
+    candidates = (
+        Candidates(LONGEST)
+        if options.profile is None
+        else ProfileCandidates(LONGEST, options.profile, fingerprint, vocabulary)
+    )
+    lengths = range(LONGEST, 0, -1)
+    sources = [Weighed(Order(candidates, n), *prior) for n, prior in zip(lengths, learned, strict=True)]
+    file = find_table(fingerprint) if options.table is None else Path(options.table).expanduser()
+    if file is not None and options.table != NO_TABLE:
+        fixed = load_table(file, fingerprint, vocabulary)
+        sources += [Weighed(TableOrder(fixed, n), *prior) for n, prior in zip(lengths, table, strict=True)]
+    return sources
 
 
 class _Recycling:
     def build(self, spec: Spec, trusted: Trusted) -> Speculator:
         """See `Kind.build`."""
-        return Recycling()
+        options = spec.read(_Options)
+        if options.tree == "static":
+            if options.profile or options.table:
+                raise InputError(f"{spec}: the published form has neither profile nor table")
+            return StaticRecycling()
+        return Mixed(recycled(options, trusted, _LEARNED, _TABLE), _DOUBT)
 
 
 KIND: Final = _Recycling()

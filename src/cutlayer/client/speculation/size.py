@@ -52,7 +52,7 @@ class TripTime:
         """Seconds a round trip of `rows` rows takes; up to a factor, before anything was measured."""
         if not self._trips:
             # A few rows cost more than their share of many: the weights are read for them alone.
-            return self._wait() + (_ROWS_OF_ONE + rows) * self._least_per_row()
+            return self.wait() + (_ROWS_OF_ONE + rows) * self._least_per_row()
         lengths, times = zip(*self._trips, strict=True)
         middle, mean = fmean(lengths), fmean(times)
         return float(max(mean + self._per_row() * (rows - middle), _LEAST_SHARE * mean))
@@ -61,9 +61,10 @@ class TripTime:
         """Rows the server could run while an answer and the next step are on their way: half of that time, to be sure."""
         if not self._trips:
             return 0
-        return int(self._wait() / 2 / self._per_row())
+        return int(self.wait() / 2 / self._per_row())
 
-    def _wait(self) -> float:
+    def wait(self) -> float:
+        """Seconds a round trip spends on the way."""
         return median(self._waits) if self._waits else 0.0
 
     def _least_per_row(self) -> float:

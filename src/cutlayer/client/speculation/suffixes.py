@@ -1,8 +1,8 @@
 """Where the last tokens occurred before: an index of n-grams over everything one session has seen.
 
-Texts are appended to and never moved. When the ids of a session are not a continuation of those seen so far (a conversation was rolled
-back, another one began), the part taken back stays as a text of its own, for it may be said again. Entries of positions
-that have changed since are told by comparing tokens, so nothing needs to be removed from the index.
+Texts are appended to and never moved. When ids are not a continuation of those seen so far (a conversation was rolled back,
+another one began), the part taken back stays as a text of its own, for it may be said again. Entries of positions that have
+changed since are told by comparing tokens, so nothing needs to be removed from the index.
 """
 
 from __future__ import annotations
@@ -57,10 +57,12 @@ class Suffixes:
         found: dict[int, int] = {}
         for size in KEYS:
             for text, at in reversed(self._places.get(context[-size:], ())):
-                # The place is where the n-gram ended; its text may have been rolled back since.
-                if at < len(text) and (length := _length(text, at, context)) >= size:
-                    if length > found.get(text[at], 0):
-                        found[text[at]] = length
+                # The place is what followed the n-gram; its text may have been rolled back since.
+                if at >= len(text):
+                    continue
+                length = _length(text, at, context)
+                if length >= size and length > found.get(text[at], 0):
+                    found[text[at]] = length
         return sorted((Match(length, token) for token, length in found.items()), key=lambda match: -match.length)
 
     def _append(self, text: list[int], tokens: Sequence[int]) -> None:

@@ -1,0 +1,129 @@
+"""What the model said after a context when that context was last verified.
+
+Notation: T rows, V vocabulary, K candidates.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from cutlayer.client.speculation.speculator import Verified
+
+WIDTH: Final = 12
+"""Candidates kept per context."""
+_TAKEN: Final = 8
+"""Candidates taken from a row of logits."""
+_OLD: Final = 0.5
+"""Share of what was known before; what the model says in one place is only part of what it says after these tokens."""
+_LEAST: Final = 1e-4
+"""Probability below which a candidate is not worth its place."""
+CAPACITY: Final = 1 << 15
+"""Contexts held; the one not verified for longest goes first."""
+_BLOCK: Final = 64
+
+
+class Candidates:
+    """Contexts of 1 … `longest` tokens → what followed, with probabilities.
+
+    Args:
+        longest: tokens of the longest context.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self.longest = longest
+        self._held: dict[tuple[int, ...], dict[int, float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, context: tuple[int, ...]) -> Mapping[int, float]:
+        """Candidates after exactly this context, likeliest first; empty if it was never verified."""
+        return self._held.get(context, {})
+
+    def learn(self, seen: Verified, contexts: Sequence[tuple[int, ...]]) -> None:
+        """Take in every row, rejected ones too: the model was asked, and what it said is true."""
+        tokens, probabilities = likeliest(seen.logits, _TAKEN)  # [T, K]
+        for context, row, p in zip(contexts, tokens.tolist(), probabilities.tolist(), strict=True):
+            said = {token: chance for token, chance in zip(row, p, strict=True) if chance >= _LEAST}
+            for length in range(1, min(self.longest, len(context)) + 1):
+                self.put(context[-length:], said)
+
+    def put(self, context: tuple[int, ...], candidates: Mapping[int, float]) -> None:
+        """Note what followed; averaged with what followed before."""
+        before = self._held.pop(context, None)
+        if before is not None:
+            merged = {token: (1 - _OLD) * p for token, p in candidates.items()}
+            for token, p in before.items():
+                merged[token] = merged.get(token, 0.0) + _OLD * p
+            best = sorted(merged.items(), key=lambda item: -item[1])[:WIDTH]
+            candidates = {token: p for token, p in best if p >= _LEAST}
+        elif len(self._held) >= CAPACITY:
+            del self._held[next(iter(self._held))]
+        self._held[context] = dict(candidates)
+
+    def close(self) -> None:
+        """The session is over."""
+
+    def __iter__(self) -> Iterator[tuple[tuple[int, ...], dict[int, float]]]:
+        """Contexts and their candidates, those verified last at the end."""
+        return iter(self._held.items())
+
+
+class Order:
+    """The contexts of one length, as a source.
+
+    Args:
+        candidates: shared by the orders; that of the longest looks after them.
+        length: tokens of a context.
+    """
+
+    def __init__(self, candidates: Candidates, length: int) -> None:
+        self._candidates = candidates
+        self._length = length
+
+    def follow(self, ids: Sequence[int]) -> None:
+        """See `Source.follow`."""
+
+    def propose(self, context: tuple[int, ...]) -> Mapping[int, float]:
+        """See `Source.propose`."""
+        return self._candidates.get(context[-self._length :])
+
+    def learn(self, seen: Verified, contexts: Sequence[tuple[int, ...]]) -> None:
+        """See `Source.learn`."""
+        if self._length == self._candidates.longest:
+            self._candidates.learn(seen, contexts)
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        if self._length == self._candidates.longest:
+            self._candidates.close()
+
+
+def likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens of highest probability and their probabilities, each [T, K], likeliest first.
+
+    Exact: the K highest lie in the K blocks of highest maximum. 64 rows of 49,152 take 5 ms on one core, `topk` alone 10.
+
+    Args:
+        logits: [T, V].
+        count: K, at most V.
+    """
+    rows, vocabulary = logits.shape
+    probabilities = logits.softmax(-1)  # [T, V]
+    whole = vocabulary - vocabulary % _BLOCK
+    if whole < count * _BLOCK:
+        values, tokens = probabilities.topk(min(count, vocabulary))
+        return tokens, values
+    blocks = probabilities[:, :whole].view(rows, -1, _BLOCK)  # [T, V/B, B]
+    best = blocks.amax(-1).topk(count).indices  # [T, K]
+    inside = torch.arange(_BLOCK)
+    places = torch.cat(
+        [(best[:, :, None] * _BLOCK + inside).flatten(1), torch.arange(whole, vocabulary).expand(rows, -1)], dim=1
+    )  # [T, K·B + V mod B]
+    values, at = probabilities.gather(1, places).topk(count)
+    return places.gather(1, at), values

@@ -1,0 +1,85 @@
+"""A speculator made of sources: at every node of the tree all are asked, and their answers mixed.
+
+So a draft that copies from the prompt goes on with recycled guesses where the copy ends, and the reverse.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cutlayer.client.speculation.growth import HORIZON, grow
+from cutlayer.client.speculation.mixture import Mixture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from cutlayer.client.speculation.draft import Draft
+    from cutlayer.client.speculation.source import Weighed
+    from cutlayer.client.speculation.speculator import Verified
+
+
+class Mixed:
+    """See the module.
+
+    Args:
+        sources: with what they are believed at first.
+        doubt: log-weight, at first, of "none of the tokens named".
+        wants_prompt: whether a source learns from the logits of the prompt.
+    """
+
+    adaptive = True
+
+    def __init__(self, sources: Sequence[Weighed], doubt: float, *, wants_prompt: bool = False) -> None:
+        self.wants_prompt = wants_prompt
+        self._sources = [weighed.source for weighed in sources]
+        self._mixture = Mixture([weighed.weight for weighed in sources], [weighed.doubt for weighed in sources], doubt)
+        self._ids: list[int] = []
+        """Of the last draft."""
+        self._verified: list[int] = []
+        """Tokens that went through the model and stayed, as far as it was shown."""
+        self._untaught: tuple[Verified, list[tuple[int, ...]]] | None = None
+
+    def draft(self, ids: Sequence[int], most: int) -> Draft:
+        """See `Speculator.draft`."""
+        # How right the sources were has to be known before they are told.
+        self._weigh(ids)
+        self._teach()
+        self._ids, self._verified = list(ids), list(ids[:-1])
+        for source in self._sources:
+            source.follow(ids)
+        return grow(ids, self._propose, most)
+
+    def observe(self, seen: Verified) -> None:
+        """See `Speculator.observe`."""
+        self._teach()
+        contexts: list[tuple[int, ...]] = []
+        before = tuple(self._verified[max(0, seen.base - HORIZON) : seen.base])
+        for token, parent in zip(seen.tokens, seen.parents, strict=True):
+            contexts.append((*(before if parent < 0 else contexts[parent]), token)[-HORIZON:])
+        self._verified[seen.base :] = [seen.tokens[row] for row in seen.kept]
+        self._untaught = seen, contexts
+
+    def close(self) -> None:
+        """See `Speculator.close`."""
+        self._teach()
+        for source in self._sources:
+            source.close()
+
+    def _propose(self, context: tuple[int, ...]) -> Iterable[tuple[int, float]]:
+        return self._mixture.chances([source.propose(context) for source in self._sources]).items()
+
+    def _weigh(self, ids: Sequence[int]) -> None:
+        """Adapt the mixture to the tokens that have come to `ids` since the last draft."""
+        known = len(self._ids)
+        if not known or list(ids[:known]) != self._ids:
+            return
+        for at in range(known, len(ids)):
+            context = tuple(ids[max(0, at - HORIZON) : at])
+            self._mixture.learn([source.propose(context) for source in self._sources], ids[at])
+
+    def _teach(self) -> None:
+        """Have the sources learn from the last round trip."""
+        if self._untaught is not None:
+            for source in self._sources:
+                source.learn(*self._untaught)
+            self._untaught = None

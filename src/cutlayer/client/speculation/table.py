@@ -1,0 +1,238 @@
+"""A read-only table of what a model says after short contexts, made once from what the model itself wrote.
+
+One safetensors file: for every token of the vocabulary the likeliest next ones (`token_ids`, `token_chances` [V, K]), and for
+the most frequent contexts of two and three tokens the same under a 32-bit hash (`context_keys` [C], ascending, `context_ids`,
+`context_chances` [C, K]). Chances are in 255ths. The file names the model by its fingerprint. It holds nothing a user ever
+wrote, so it may be shared; what is learned from users is in `profile.py`.
+
+Notation: V vocabulary, K candidates, C contexts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from cutlayer import config
+from cutlayer.client.speculation.tensor_file import Purpose, pack, replace, require, unpack
+from cutlayer.errors import InputError
+from cutlayer.wire.private_files import PUBLIC
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from cutlayer.client.speculation.speculator import Verified
+
+LONGEST: Final = 3
+"""Tokens of the longest context."""
+MAX_BYTES: Final = 8 << 20
+"""Small enough to ship; `build` keeps to it and `load` refuses more."""
+_KIND, _VERSION = "candidate-table", "1"
+_WIDTH: Final = 8
+"""K"""
+_SCALE: Final = 255
+_HEADER_BYTES: Final = 4096
+_TENSORS: Final = ("token_ids", "token_chances", "context_keys", "context_ids", "context_chances")
+
+
+class Entry(NamedTuple):
+    """One verified context of a text the model wrote."""
+
+    context: Sequence[int]
+    """The last tokens, at least one; more than `LONGEST` are not looked at."""
+    tokens: Sequence[int]
+    """The likeliest next ones."""
+    chances: Sequence[float]
+
+
+class CandidateTable:
+    """See the module.
+
+    Args:
+        token_ids: [V, K]
+        token_chances: [V, K], uint8, 0 for no candidate.
+        context_keys: [C], uint32, ascending.
+        context_ids: [C, K]
+        context_chances: [C, K]
+    """
+
+    def __init__(
+        self,
+        token_ids: npt.NDArray[Any],
+        token_chances: npt.NDArray[Any],
+        context_keys: npt.NDArray[Any],
+        context_ids: npt.NDArray[Any],
+        context_chances: npt.NDArray[Any],
+    ) -> None:
+        tensors = (token_ids, token_chances, context_keys, context_ids, context_chances)
+        self.tensors = dict(zip(_TENSORS, tensors, strict=True))
+
+    def get(self, context: tuple[int, ...]) -> dict[int, float]:
+        """Candidates after a context of 1 … `LONGEST` tokens; empty if it holds none."""
+        tensors = self.tensors
+        if len(context) == 1:
+            return _read(tensors["token_ids"], tensors["token_chances"], context[0])
+        keys, key = tensors["context_keys"], _hash(context)
+        at = int(np.searchsorted(keys, np.uint32(key)))
+        if at == len(keys) or int(keys[at]) != key:
+            return {}
+        return _read(tensors["context_ids"], tensors["context_chances"], at)
+
+
+class TableOrder:
+    """The contexts of one length of a table, as a source.
+
+    Args:
+        table: the table.
+        length: tokens of a context.
+    """
+
+    def __init__(self, table: CandidateTable, length: int) -> None:
+        self._table = table
+        self._length = length
+
+    def follow(self, ids: Sequence[int]) -> None:
+        """See `Source.follow`."""
+
+    def propose(self, context: tuple[int, ...]) -> Mapping[int, float]:
+        """See `Source.propose`."""
+        return self._table.get(context[-self._length :]) if len(context) >= self._length else {}
+
+    def learn(self, seen: Verified, contexts: Sequence[tuple[int, ...]]) -> None:
+        """See `Source.learn`. It never changes."""
+
+    def close(self) -> None:
+        """See `Source.close`."""
+
+
+def entries_of(
+    ids: Sequence[int], tokens: Sequence[Sequence[int]], chances: Sequence[Sequence[float]], first: int
+) -> Iterator[Entry]:
+    """The entries of one text.
+
+    Args:
+        ids: the text, [T].
+        tokens: the likeliest tokens after each position, [T, K].
+        chances: of those, [T, K].
+        first: position after which the first entry is: the last of the prompt, for the model's own words alone.
+    """
+    for at in range(first, len(ids)):
+        yield Entry(ids[max(0, at + 1 - LONGEST) : at + 1], tokens[at], chances[at])
+
+
+def build(entries: Iterable[Entry], vocabulary: int) -> CandidateTable:
+    """Average what the model said after each context; of the longer contexts the most frequent ones are kept.
+
+    Args:
+        entries: any number; they are read once. Each distinct context takes about a kilobyte while the table is made.
+        vocabulary: V
+
+    Raises:
+        InputError: an entry names a token outside the vocabulary, or the vocabulary alone would not fit into `MAX_BYTES`.
+    """
+    counts: Counter[tuple[int, ...]] = Counter()
+    sums: dict[tuple[int, ...], dict[int, float]] = {}
+    for entry in entries:
+        if not all(0 <= token < vocabulary for token in (*entry.context, *entry.tokens)):
+            raise InputError(f"an entry of the table has a token outside the vocabulary of {vocabulary}")
+        for length in range(1, min(LONGEST, len(entry.context)) + 1):
+            context = tuple(entry.context[-length:])
+            counts[context] += 1
+            said = sums.setdefault(context, {})
+            for token, chance in zip(entry.tokens, entry.chances, strict=True):
+                said[token] = said.get(token, 0.0) + chance
+    dtype = np.dtype(np.uint16 if vocabulary <= 1 << 16 else np.uint32)
+    row = _WIDTH * (dtype.itemsize + 1)
+    room = (MAX_BYTES - _HEADER_BYTES - vocabulary * row) // (row + 4)
+    if room < 0:
+        raise InputError(f"a table for a vocabulary of {vocabulary} does not fit into {MAX_BYTES} bytes")
+    longer: dict[int, tuple[int, ...]] = {}
+    for context, _ in counts.most_common():
+        if len(context) > 1 and len(longer) < room:
+            longer.setdefault(_hash(context), context)  # of two with one hash the more frequent
+    keys = sorted(longer)
+    tokens = [(token,) for token in range(vocabulary)]
+    return CandidateTable(
+        *_written(tokens, sums, counts, dtype),
+        np.array(keys, np.uint32),
+        *_written([longer[key] for key in keys], sums, counts, dtype),
+    )
+
+
+def find_table(fingerprint: str) -> Path | None:
+    """The table of the model of this fingerprint: the user's own, else one that came with the package, else None."""
+    name = f"{fingerprint}.safetensors"
+    places = (config.home() / "tables" / name, Path(__file__).parent / "tables" / name)
+    return next((place for place in places if place.is_file()), None)
+
+
+def save_table(table: CandidateTable, fingerprint: str, file: Path) -> None:
+    """Write a table for the model of this fingerprint.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    replace(file, pack(table.tensors, Purpose(_KIND, _VERSION, fingerprint)), PUBLIC)
+
+
+def load_table(file: Path, fingerprint: str, vocabulary: int) -> CandidateTable:
+    """Read the table of a model.
+
+    Raises:
+        InputError: missing, too large, damaged, or for another model.
+    """
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{file} is longer than {MAX_BYTES} bytes; that is no candidate table")
+    tensors = unpack(content, Purpose(_KIND, _VERSION, fingerprint), file)
+    require(tensors, "context_keys", ("uint32",), (None,), file)
+    contexts = len(tensors["context_keys"])
+    for name, rows in (("token", vocabulary), ("context", contexts)):
+        require(tensors, f"{name}_ids", ("uint16", "uint32"), (rows, _WIDTH), file)
+        require(tensors, f"{name}_chances", ("uint8",), (rows, _WIDTH), file)
+        if int(tensors[f"{name}_ids"].max(initial=0)) >= vocabulary:
+            raise InputError(f"{file} names a token outside the vocabulary of {vocabulary}")
+        if int(tensors[f"{name}_chances"].sum(1, dtype=np.int64).max(initial=0)) > _SCALE:
+            raise InputError(f"{file} has chances that sum to more than 1")
+    if np.any(np.diff(tensors["context_keys"].astype(np.int64)) <= 0):
+        raise InputError(f"{file}: its keys do not ascend")
+    return CandidateTable(*(tensors[name] for name in _TENSORS))
+
+
+def _written(
+    contexts: Sequence[tuple[int, ...]],
+    sums: Mapping[tuple[int, ...], Mapping[int, float]],
+    counts: Mapping[tuple[int, ...], int],
+    dtype: np.dtype[Any],
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    ids = np.zeros((len(contexts), _WIDTH), dtype)
+    chances = np.zeros((len(contexts), _WIDTH), np.uint8)
+    for row, context in enumerate(contexts):
+        best = sorted(sums.get(context, {}).items(), key=lambda item: -item[1])[:_WIDTH]
+        for column, (token, total) in enumerate(best):
+            ids[row, column] = token
+            chances[row, column] = int(total / counts[context] * _SCALE)  # down, so that the sum stays below 1
+    return ids, chances
+
+
+def _read(ids: npt.NDArray[Any], chances: npt.NDArray[Any], row: int) -> dict[int, float]:
+    pairs = zip(ids[row].tolist(), chances[row].tolist(), strict=True)
+    return {token: chance / _SCALE for token, chance in pairs if chance}
+
+
+def _hash(context: tuple[int, ...]) -> int:
+    """32 bits; the same on every machine."""
+    mixed = len(context)
+    for token in context:
+        mixed = (mixed ^ token) * 0x9E3779B1 & 0xFFFFFFFF
+        mixed ^= mixed >> 15
+    return mixed
