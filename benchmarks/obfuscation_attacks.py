@@ -109,7 +109,7 @@ class Run:
         held = read_record(RECORDS / f"{NAME}.json")
         self.figures = dict(held.figures)
         self.samples = dict(held.samples)
-        self.config = held.config | self.config | {"measured": "part by part"}
+        self.config = held.config | self.config | {"written": "part by part"}
 
     def record(self) -> Any:
         """As it is now."""
