@@ -58,7 +58,7 @@ class Witness:
             hook.remove()
 
     def _head(self, module: torch.nn.Module, inputs: tuple[Any, ...], hidden: torch.Tensor) -> None:
-        ids, cache = inputs
+        ids, cache = inputs[:2]  # the probe guesses nothing, so its rows are a chain
         # A copy: a defence is free to work in place.
         self.head_calls.append(HeadCall(cache.position - ids.shape[1], ids[0].tolist(), hidden[0].clone()))
 
