@@ -149,7 +149,8 @@ def _measure(
         plain = _session(engine, _started(stack, engine, commands[0], folder, threads), plain_key, base)
         url = _started(stack, engine, commands[1], folder, threads)
         other = _session(engine, url, key, base)
-        gateway = _gateway(stack, engine, url, key, base, folder)
+        gateway = stack.enter_context(httpx2.Client(timeout=300))
+        gateway.base_url = _gateway(stack, engine, url, key, base, folder)
         ways: dict[str, list[Answer]] = {"plain": [], "obfuscated": [], "gateway": []}
         _directly(plain, asked[0], 4), _directly(other, asked[0], 4), _through(gateway, base.name, asked[-1], 4)
         for number, (ids, from_the_end) in enumerate(zip(asked, reversed(asked), strict=True), 1):
@@ -187,14 +188,14 @@ def _directly(session: Session, ids: list[int], tokens: int) -> Answer:
     return Answer(len(generation.token_ids), seconds, first, text, list(generation.token_ids))
 
 
-def _through(url: str, model: str, ids: list[int], tokens: int) -> Answer:
+def _through(gateway: httpx2.Client, model: str, ids: list[int], tokens: int) -> Answer:
     body = {
         "model": model, "prompt": ids, "max_tokens": tokens, "temperature": 0, "stream": True,
         "stream_options": {"include_usage": True},
     }  # fmt: skip
     first, text, count = 0.0, "", 0
     started = time.perf_counter()
-    with httpx2.stream("POST", f"{url}/completions", json=body, timeout=300) as response:
+    with gateway.stream("POST", "completions", json=body) as response:
         response.raise_for_status()
         for line in response.iter_lines():
             if not line.startswith("data: {"):

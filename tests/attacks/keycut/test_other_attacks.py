@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cutlayer.attacks.keycut.attack import KEYCUT_ATTACKS, Held, NoClaim, Public, build_attack, missing
+from cutlayer.errors import WeightsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,6 +141,18 @@ def test_states_are_read_with_recovered_keys(
     without = made.share(f"states:depth={depth},keys=none", corpus=texts[:30], log=texts[30:])
     assert with_keys > (0.99 if depth == 0 else 0.3)
     assert without < with_keys / 2
+
+
+def test_a_damaged_checkpoint_is_an_error_and_no_claim(
+    tiny: Callable[[str], Path], target: Callable[..., Target]
+) -> None:
+    made = target(tiny("llama"))
+    file = made.export.directory / "model.safetensors"  # type: ignore[operator]
+    tensors = load_file(file)
+    tensors["model.layers.0.mlp.down_proj.weight"][3, 4] = torch.nan
+    save_file(tensors, file)
+    with pytest.raises(WeightsError, match="not finite"):
+        made.claim("clx")
 
 
 def test_every_attack_says_what_it_needs(tiny: Callable[[str], Path], target: Callable[..., Target]) -> None:

@@ -146,6 +146,6 @@ def _solve(equations: list[tuple[torch.Tensor, torch.Tensor]]) -> Key:
         mixed += cross
     prior = float(torch.linalg.solve(gram, mixed).square().mean(1).median())
     shrunk = gram.clone()
-    shrunk.diagonal().add_(left / free / prior)
+    shrunk.diagonal().add_(left / free / max(prior, 1e-30))
     undo, seen = torch.linalg.solve(shrunk, mixed), torch.linalg.solve(shrunk, gram)
     return Key(undo.T.float(), seen.T.float())

@@ -9,10 +9,12 @@ Notation: V vocabulary, D hidden size, F rows of a matrix (heads, FFN channels o
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 
+from cutlayer.errors import WeightsError
 from cutlayer.models.checkpoint import Checkpoint
 from cutlayer.obfuscation.families import FAMILIES, family_of
 from cutlayer.obfuscation.layout import EMBEDDING, FINAL_NORM, Place, Role, head_dim, layout, plain_shape
@@ -94,12 +96,12 @@ class Weights:
 
     def embedding(self) -> torch.Tensor:
         """[V, D]"""
-        return self._tensors.read(EMBEDDING).float()
+        return self._read(EMBEDDING)
 
     def head(self) -> torch.Tensor:
         """Output head with the final norm, [V, D]."""
         place = next(place for place in self._places if place.role is Role.OUTPUT_HEAD)
-        return self._tensors.read(place.source).float() * self._norm(FINAL_NORM)
+        return self._read(place.source) * self._norm(FINAL_NORM)
 
     def rows(self, role: Role, layer: int) -> torch.Tensor:
         """All rows of one kind of matrix in a layer, [F, D]; F is 0 where the layer has none, e.g. no router."""
@@ -114,11 +116,19 @@ class Weights:
         return groups.reshape(kv * c, -1).T @ keys
 
     def _matrix(self, place: Place) -> torch.Tensor:
-        stored = self._tensors.read(place.source.format(place.expert)).float()
+        stored = self._read(place.source.format(place.expert))
         if place.role not in _BEHIND:
             return stored * self._norm(place.norm)
         behind = next((p for p in self._places if p.label == f"L{place.layer}/{_BEHIND[place.role]}"), None)
         return stored.T * (self._norm(behind.source) if behind else 1.0)
 
     def _norm(self, name: str) -> torch.Tensor:
-        return self._tensors.read(name).float() + self._centre
+        return self._read(name) + self._centre
+
+    def _read(self, name: str) -> torch.Tensor:
+        tensor = self._tensors.read(name).float()
+        if not math.isfinite(float(tensor.sum(dtype=torch.float64))):
+            raise WeightsError(
+                f"{name} holds values that are not finite; the checkpoint is damaged, fetch or export it again"
+            )
+        return tensor

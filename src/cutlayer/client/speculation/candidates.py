@@ -91,7 +91,7 @@ class Order:
 
     def propose(self, context: tuple[int, ...]) -> Mapping[int, float]:
         """See `Source.propose`."""
-        return self._candidates.get(context[-self._length :])
+        return self._candidates.get(context[-self._length :]) if len(context) >= self._length else {}
 
     def learn(self, seen: Verified, contexts: Sequence[tuple[int, ...]]) -> None:
         """See `Source.learn`."""

@@ -19,7 +19,7 @@ LONGEST: Final = 24
 _RECENT: Final = 6
 """Occurrences kept per n-gram."""
 _CAPACITY: Final = 1 << 16
-"""Tokens held; the oldest half is forgotten when there are more."""
+"""Tokens of other texts held; when there are more, the oldest are forgotten until half as many are left."""
 
 
 class Match(NamedTuple):
@@ -49,7 +49,7 @@ class Suffixes:
             self._held -= len(current) - common
             del current[common:]
         self._append(current, ids[common:])
-        if self._held > _CAPACITY:
+        if self._held - len(current) > _CAPACITY:
             self._forget()
 
     def matches(self, context: tuple[int, ...]) -> list[Match]:
@@ -76,20 +76,23 @@ class Suffixes:
         self._held += len(tokens)
 
     def _forget(self) -> None:
-        texts = self._texts
+        """Keep the newest texts, the current one whole."""
+        *others, current = self._texts
+        kept = [current]
+        for text in reversed(others):
+            if sum(map(len, kept[1:])) + len(text) > _CAPACITY // 2:
+                break
+            kept.append(text)
         self._texts, self._places, self._held = [], {}, 0
-        kept: list[list[int]] = []
-        room = _CAPACITY // 2
-        for text in reversed(texts):
-            kept.append(text[-room:] if room else [])
-            room -= len(kept[-1])
         for text in reversed(kept):
             self._texts.append([])
             self._append(self._texts[-1], text)
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+def _common(one: list[int], other: Sequence[int]) -> int:
+    if list(other[: len(one)]) == one:  # nearly always, and much faster than asking token by token
+        return len(one)
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
 
 
 def _length(text: list[int], at: int, context: tuple[int, ...]) -> int:
