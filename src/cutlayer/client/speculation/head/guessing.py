@@ -4,8 +4,8 @@ It sees the states of everything the session verified, prompts included, and kee
 position's slot holds depends on the token there and on what was returned for the one before, so the last token known, which has
 not been through the model yet, is already in.
 
-It names its guesses and draws none, at any temperature: the likeliest few of its distribution hold more of the model's mass than
-the two distributions share (record ``draft_head``), and a tree of them needs no distribution kept.
+It names its guesses and draws none, at any temperature: a tree can hold several of the likeliest after each token, where one that
+was drawn is right as often as the two distributions overlap; and no distribution has to be kept for the sampler.
 
 Notation: T tokens, D hidden size, R tokens of the head's output.
 """
