@@ -11,23 +11,17 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import msgspec
 import numpy as np
-import torch
 from cyclopts import App
-from torch import nn
-from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging
 
+from changed_bases import BATCH, LENGTH, RANK, RATE, fill, fine_tune, load, low_rank, noise
 from cutlayer.attacks.keycut.attack import Public, build_attack
 from cutlayer.attacks.keycut.weights import Weights
-from cutlayer.attacks.lora import LoraLinear, adapt
 from cutlayer.audit.keycut.material import Material, first_tokens, material
 from cutlayer.audit.keycut.quality import Quality, perplexity, perplexity_increase, quality, relative_task_loss
 from cutlayer.audit.keycut.run import Scene
@@ -36,24 +30,20 @@ from cutlayer.models.checkpoint import Checkpoint
 from cutlayer.models.locate import locate
 from cutlayer.obfuscation.keys import OwnerKey, create_owner_key
 from cutlayer.obfuscation.settings import choose
-from cutlayer.records.record import Figure, Record, exact, new_record, read_record
+from cutlayer.records.record import Figure, Record, exact, new_record, read_record, write_record
 from cutlayer.text.tokenizer import Tokenizer
 from lazy_export import Change, lazy_export, unchanged
 from obfuscated import plain_texts, task_items
-from report import RECORDS, ROOT, command, finish
+from report import RECORDS, ROOT, finish
 
 app = App(help=__doc__)
 
+NAME = "obfuscation_levers"
+
 NOISE = (0.1, 0.2, 0.3)
 """Standard deviation on every matrix, over that of the matrix."""
-LOW_RANK = (0.3, 1.0)
+LOW_RANK = (0.1, 0.3, 1.0)
 """Length of a random low-rank change of every matrix inside the layers, over that of the matrix."""
-RANK = 16
-STEPS = (6, 18)
-"""Of fine-tuning, after which distance and attack are measured."""
-ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-RATE = 3e-3
-BATCH, LENGTH = 2, 64
 ROTATION = (500, 2000, 5000, 20_000)
 """Tokens under one key."""
 DECOYS = (0.5, 0.9)
@@ -64,22 +54,27 @@ DECOY_TOKENS = 5000
 class Run:
     """Everything measured so far."""
 
-    def __init__(self, model: str, documents: int, items: int, ids: int) -> None:
+    def __init__(self, model: str, documents: int, items: int, ids: int, write: bool, resume: bool) -> None:
         self.base = locate(model)
         encode = Tokenizer(self.base).encode
         self.text = material(encode, max(ROTATION))
         self.public = Public(Weights.open(self.base), self.text.corpus)
         self.documents, self.items = plain_texts(encode, documents), task_items(encode, items)
         self.tuning = [encode(question.text) for question in questions()]
-        self.ids = ids
+        self.ids, self.write = ids, write
         self.model = load(self.base)
         self.plain = self._quality(unchanged)
         self.figures: dict[str, Figure] = {"plain_perplexity": perplexity(self.plain)}
         self.samples: dict[str, list[Any]] = {"facts": []}
         self.rows: list[dict[str, Any]] = []
+        if resume:
+            held = read_record(RECORDS / f"{NAME}.json")
+            self.figures, self.samples, self.rows = dict(held.figures), dict(held.samples), held.config["rows"]
 
     def measure(self, name: str, lever: str, strength: float, change: Change) -> None:
-        """Cancellation of an export of the changed base, and what the change costs."""
+        """Cancellation of an export of the changed base, and what the change costs; nothing where that is known already."""
+        if any(row["name"] == name for row in self.rows):
+            return
         distance = self._distance(change)
         found = self._quality(change)
         key = exact_key(self.base)
@@ -101,6 +96,8 @@ class Run:
         self.samples["facts"].append([name, outcome.facts])
         self.rows.append(row)
         sys.stderr.write(msgspec.json.encode(row).decode() + "\n")
+        if self.write:
+            write_record(self.record(), RECORDS)
 
     def traffic(self, name: str, log: list[list[int]], key: OwnerKey, sent: list[list[int]]) -> None:
         """Frequency and decipherment on a log of permuted ids, scored on what was really sent."""
@@ -111,6 +108,29 @@ class Run:
             if isinstance(figure, Figure):
                 self.figures[f"{name}_{spec}_occurrences"] = figure
                 sys.stderr.write(f"{name} {spec} {figure.value:.3f}\n")
+
+    def record(self) -> Record:
+        """As it is now."""
+        return new_record(
+            NAME,
+            f"cutlayer bench {NAME}",
+            {
+                "model": str(self.base.name),
+                "text": self.text.source,
+                "quality": f"{len(self.documents)} encyclopedia leads of the held-out part, first 64 tokens; {len(self.items)} "
+                "completions of our own",
+                "noise": "Gaussian, on every matrix, embedding and head included, before an exact export",
+                "lowrank": f"rank {RANK}, random, of every matrix inside the layers: a stand-in for a private model, not one",
+                "tuned": f"LoRA, rank {RANK}, rate {RATE}, {BATCH} questions of our own of at most {LENGTH} tokens a step, "
+                "merged; distance is that of all matrices, embedding included",
+                "rotation": "a log of so many tokens under one key; uploads are whole float32 checkpoints",
+                "decoys": f"{DECOY_TOKENS} real tokens; uniform: random ids; flattening: rare ids more, so that all counts are "
+                "alike",
+                "rows": self.rows,
+            },
+            self.figures,
+            self.samples,
+        )
 
     def _short(self) -> Material:
         return self.text._replace(sent=first_tokens(self.text.sent, 2000))
@@ -139,6 +159,7 @@ def obfuscation_levers(
     items: int = 30,
     ids: int = 1000,
     write: bool = True,
+    resume: bool = False,
     redraw: bool = False,
 ) -> None:
     """Measure, record and draw.
@@ -155,14 +176,16 @@ def obfuscation_levers(
         Drawn at random, on which the share of the vocabulary is estimated.
     write
         Whether to write the record.
+    resume
+        Keep the levers against cancellation that the committed record has.
     redraw
         Only draw the committed record again.
     """
     picture = ROOT / "docs" / "figures" / "obfuscation_levers.svg"
     if redraw:
-        draw(read_record(RECORDS / "obfuscation_levers.json"), picture)
+        draw(read_record(RECORDS / f"{NAME}.json"), picture)
         return
-    run = Run(model, documents, items, ids)
+    run = Run(model, documents, items, ids, write, resume)
     run.measure("none", "none", 0.0, unchanged)
     for strength in NOISE:
         run.measure(f"noise_{_name(strength)}", "noise on every weight", strength, noise(strength))
@@ -172,92 +195,9 @@ def obfuscation_levers(
         run.measure(f"tuned_{steps}", "fine-tuning", float(steps), change)
     _rotation(run)
     _decoys(run)
-    record = new_record(
-        "obfuscation_levers",
-        command("obfuscation_levers"),
-        {
-            "model": model,
-            "text": run.text.source,
-            "quality": f"{documents} encyclopedia leads of the held-out part, first 64 tokens; {items} completions of our own",
-            "noise": "Gaussian, on every matrix, embedding and head included, before an exact export",
-            "lowrank": f"rank {RANK}, random, of every matrix inside the layers: a stand-in for a private model, not one",
-            "tuned": f"LoRA, rank {RANK}, rate {RATE}, {BATCH} questions of our own of at most {LENGTH} tokens a step, "
-            "merged; distance is that of all matrices, embedding included",
-            "rotation": "a log of so many tokens under one key; uploads are whole float32 checkpoints",
-            "decoys": f"{DECOY_TOKENS} real tokens; uniform: random ids; flattening: rare ids more, so that all counts are alike",
-            "rows": run.rows,
-        },
-        run.figures,
-        run.samples,
-    )
-    finish(record, write=write)
+    finish(run.record(), write=write)
     if write:
-        draw(record, picture)
-
-
-def noise(strength: float) -> Change:
-    """Gaussian, on every matrix."""
-
-    def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.dim() < 2:
-            return tensor
-        return tensor + strength * tensor.std() * torch.randn(tensor.shape, generator=_generator(name))
-
-    return change
-
-
-def low_rank(strength: float) -> Change:
-    """A product of two random matrices, on every matrix inside the layers."""
-
-    def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.dim() < 2 or ".layers." not in name:
-            return tensor
-        drawn = _generator(name)
-        delta = torch.randn(len(tensor), RANK, generator=drawn) @ torch.randn(RANK, tensor.shape[1], generator=drawn)
-        changed: torch.Tensor = tensor + strength * tensor.norm() / delta.norm() * delta
-        return changed
-
-    return change
-
-
-def fine_tune(base: Path, texts: list[list[int]]) -> Iterator[tuple[int, Change]]:
-    """Train low-rank corrections on texts; gives (steps so far, what they change of the base)."""
-    torch.manual_seed(0)
-    model = load(base)
-    adapt(model, ADAPTED, RANK, 2.0 * RANK)
-    corrected = {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=RATE)
-    for step in range(1, max(STEPS) + 1):
-        loss = torch.zeros(())
-        for number in range(BATCH):
-            ids = torch.tensor([texts[(BATCH * step + number) % len(texts)][:LENGTH]])
-            logits = model(ids, use_cache=False).logits[0, :-1]
-            loss = loss + cross_entropy(logits, ids[0, 1:]) / BATCH
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        sys.stderr.write(f"step {step}, loss {float(loss):.3f}\n")
-        if step in STEPS:
-            deltas = {f"{name}.weight": (one.scale * one.b @ one.a).detach().clone() for name, one in corrected.items()}
-            yield step, lambda name, tensor, deltas=deltas: tensor + deltas[name] if name in deltas else tensor  # type: ignore[misc]
-
-
-def fill(model: Any, base: Path, change: Change) -> None:
-    """Give a model the changed weights of its checkpoint."""
-    held = Checkpoint(base)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name in held.names():
-            if name in parameters:
-                parameters[name].copy_(change(name, held.read(name).float()))
-
-
-def load(directory: Path) -> Any:
-    """A whole model in float32."""
-    logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
+        draw(run.record(), picture)
 
 
 def exact_key(base: Path) -> OwnerKey:
@@ -323,11 +263,6 @@ def draw(record: Record, picture: Path) -> None:
 
 def _name(strength: float) -> str:
     return f"{strength:g}".replace(".", "_")
-
-
-def _generator(name: str) -> torch.Generator:
-    """The same draws whenever a tensor is read."""
-    return torch.Generator().manual_seed(crc32(name.encode()))
 
 
 if __name__ == "__main__":

@@ -197,6 +197,8 @@ class Generation:
             else:
                 yield self._next(first)
             while self._finish is None:
+                if self._cancelled.is_set():
+                    raise CancelledError("the answer was cancelled")
                 draft, now = self._guess()
                 self._decoder.verify(self.token_ids[-1], draft, now, cancelled=self._cancelled.is_set)
                 yield from self._walk(draft)

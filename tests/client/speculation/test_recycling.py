@@ -22,8 +22,8 @@ def test_likeliest_is_topk_of_softmax(rows: int, vocabulary: int, count: int, se
     logits = 4 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))
     tokens, chances = likeliest(logits, count)
     expected = logits.softmax(-1).topk(min(count, vocabulary))
-    assert torch.equal(chances, expected.values)
-    assert torch.equal(logits.gather(1, tokens), logits.gather(1, expected.indices))
+    torch.testing.assert_close(chances, expected.values)
+    torch.testing.assert_close(logits.gather(1, tokens), logits.gather(1, expected.indices))
 
 
 def test_longer_contexts_are_told_apart(toy: Any) -> None:

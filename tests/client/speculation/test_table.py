@@ -29,12 +29,12 @@ def entries() -> list[Entry]:
         Entry([1, 2, 3], [4, 5], [0.8, 0.1]),
         Entry([9, 2, 3], [5, 6], [0.6, 0.2]),
         Entry([3], [4], [1.0]),
+        Entry([8, 9], [1], [0.5]),
     ]
 
 
 def test_what_was_said_is_averaged() -> None:
     table = build(entries(), V)
-    assert table.get((1, 2, 3)) == pytest.approx({4: 0.8, 5: 0.1}, abs=0.005)
     assert table.get((2, 3)) == pytest.approx({4: 0.4, 5: 0.35, 6: 0.1}, abs=0.005)
     assert table.get((3,)) == pytest.approx({4: 0.6, 5: 0.233, 6: 0.067}, abs=0.005)
     assert table.get((7,)) == {}
@@ -45,7 +45,7 @@ def test_what_was_said_is_averaged() -> None:
 def test_any_table_comes_back(contexts: list[list[int]], token: int) -> None:
     table = build([Entry(context, [token], [0.5]) for context in contexts], V)
     for context in contexts:
-        for length in range(1, min(3, len(context)) + 1):
+        for length in range(1, min(2, len(context)) + 1):
             assert table.get(tuple(context[-length:])) == {token: 127 / 255}
 
 
@@ -54,7 +54,7 @@ def test_round_trip(tmp_path: Path) -> None:
     file = tmp_path / "table.safetensors"
     save_table(table, FINGERPRINT, file)
     again = load_table(file, FINGERPRINT, V)
-    for context in ((3,), (2, 3), (1, 2, 3), (5, 5)):
+    for context in ((3,), (2, 3), (5, 5)):
         assert again.get(context) == table.get(context)
 
 
@@ -146,7 +146,7 @@ def test_a_changed_byte_is_refused_or_harmless(at: int, byte: int, tmp_path_fact
         table = load_table(file, FINGERPRINT, V)
     except InputError:
         return
-    for context in ((3,), (2, 3), (1, 2, 3)):
+    for context in ((3,), (2, 3)):
         candidates = table.get(context)
         assert all(0 <= token < V for token in candidates)
         assert sum(candidates.values()) <= 1 + 1e-9
@@ -162,4 +162,4 @@ def test_other_dtypes_are_refused(dtype: str, tmp_path: Path) -> None:
 
 def test_a_text_has_an_entry_for_every_position_of_the_answer() -> None:
     made = list(entries_of([5, 6, 7, 8], [[1], [2], [3], [4]], [[0.1], [0.2], [0.3], [0.4]], first=1))
-    assert made == [Entry([5, 6], [2], [0.2]), Entry([5, 6, 7], [3], [0.3]), Entry([6, 7, 8], [4], [0.4])]
+    assert made == [Entry([5, 6], [2], [0.2]), Entry([6, 7], [3], [0.3]), Entry([7, 8], [4], [0.4])]

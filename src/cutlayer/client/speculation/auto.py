@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from cutlayer.client.trusted import Trusted
 
 _LOOKUP: Final = Prior(0.9, -3.0)
-# Of a context of two or three tokens that came before in the text, lookup says the same and says it better.
-_LEARNED: Final = (Prior(0.05, 0.0), Prior(0.05, 0.0), Prior(0.45, -1.5))
-_TABLE: Final = (Prior(0.4, -0.5), Prior(0.25, -0.6), Prior(0.4, 0.0))
+# Of a context of two tokens that came before in the text, lookup says the same and says it better.
+_LEARNED: Final = (Prior(0.05, 0.0), Prior(0.45, -1.5))
+_TABLE: Final = (Prior(0.25, -0.6), Prior(0.4, 0.0))
 _HEAD: Final = Prior(0.8, -1.0)
 _DOUBT: Final = 1.7
 

@@ -107,23 +107,22 @@ class Order:
 def likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens of highest probability and their probabilities, each [T, K], likeliest first.
 
-    Exact: the K highest lie in the K blocks of highest maximum. 64 rows of 49,152 take 5 ms on one core, `topk` alone 10.
+    Exact: the K highest lie in the K blocks of highest maximum. 64 rows of 49,152 take 6 ms on one core, `softmax` and `topk` 15.
 
     Args:
         logits: [T, V].
         count: K, at most V.
     """
     rows, vocabulary = logits.shape
-    probabilities = logits.softmax(-1)  # [T, V]
+    # A few rows at a time stay in the processor's cache.
+    normaliser = torch.cat([few.logsumexp(-1, keepdim=True) for few in torch.split(logits, 2)])  # [T, 1]
     whole = vocabulary - vocabulary % _BLOCK
     if whole < count * _BLOCK:
-        values, tokens = probabilities.topk(min(count, vocabulary))
-        return tokens, values
-    blocks = probabilities[:, :whole].view(rows, -1, _BLOCK)  # [T, V/B, B]
-    best = blocks.amax(-1).topk(count).indices  # [T, K]
-    inside = torch.arange(_BLOCK)
-    places = torch.cat(
-        [(best[:, :, None] * _BLOCK + inside).flatten(1), torch.arange(whole, vocabulary).expand(rows, -1)], dim=1
-    )  # [T, K·B + V mod B]
-    values, at = probabilities.gather(1, places).topk(count)
-    return places.gather(1, at), values
+        values, tokens = logits.topk(min(count, vocabulary))  # [T, K]
+        return tokens, (values - normaliser).exp()
+    maxima = logits[:, :whole].view(rows, -1, _BLOCK).amax(-1)  # [T, V/B]
+    starts = maxima.topk(count).indices[:, :, None] * _BLOCK  # [T, K, 1]
+    inside, rest = torch.arange(_BLOCK), torch.arange(whole, vocabulary)
+    places = torch.cat([(starts + inside).flatten(1), rest.expand(rows, -1)], dim=1)  # [T, K·B + V mod B]
+    values, at = logits.gather(1, places).topk(count)
+    return places.gather(1, at), (values - normaliser).exp()

@@ -1,7 +1,7 @@
 """A read-only table of what a model says after short contexts, made once from what the model itself wrote.
 
 One safetensors file: for every token of the vocabulary the likeliest next ones (`token_ids`, `token_chances` [V, K]), and for
-the most frequent contexts of two and three tokens the same under a 32-bit hash (`context_keys` [C], ascending, `context_ids`,
+the most frequent contexts of two tokens the same under a 32-bit hash (`context_keys` [C], ascending, `context_ids`,
 `context_chances` [C, K]). Chances are in 255ths. The file names the model by its fingerprint. It holds nothing a user ever
 wrote, so it may be shared; what is learned from users is in `profile.py`.
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from cutlayer.client.speculation.speculator import Verified
 
-LONGEST: Final = 3
+LONGEST: Final = 2
 """Tokens of the longest context."""
 MAX_BYTES: Final = 8 << 20
 """Small enough to ship; `build` keeps to it and `load` refuses more."""
