@@ -20,7 +20,7 @@ from lazy_export import Change
 
 RANK = 16
 """Of low-rank changes, random or learned."""
-STEPS = (6, 18)
+STEPS = (8, 32, 128)
 """Of fine-tuning, after which distance and attack are measured."""
 RATE = 3e-3
 BATCH, LENGTH = 2, 64

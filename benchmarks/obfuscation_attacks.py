@@ -50,7 +50,7 @@ ATTACKS = {
     "known_300": "known-plaintext:pairs=300",
     "known_1000": "known-plaintext:pairs=1000",
     "known_embedding_1000": "known-plaintext:pairs=1000,rows=embedding",
-    "fingerprint": "fingerprint",
+    "fingerprint": "fingerprint:candidates=8192",
     "states_first_blind": "states:depth=0,keys=none",
     "states_first_clx": "states:depth=0,keys=clx",
     "states_half_blind": "states:depth=0.5,keys=none",

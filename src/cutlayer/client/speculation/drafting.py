@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MOST_NODES: Final = 63
 """Guesses sent along at most: with the token they follow 64 rows, which a server runs in one piece."""
+_FEWEST_DRAFTED: Final = 8
+"""Guesses made however few were sent before: fewer would not tell when more begin to pay."""
 
 
 class Drafting:
@@ -35,8 +37,12 @@ class Drafting:
         self._pad_to = pad_to
         self._least_wait = least_wait
         self._time = TripTime()
+        self._reach = MOST_NODES
+        """Guesses worth making, from how many were sent last: what is not sent is not worth the time it takes to guess it."""
         self.seconds = 0.0
         """Spent guessing and learning so far."""
+        self._counted = 0.0
+        """Of those, what is part of the time of a round trip already."""
 
     @property
     def wants_prompt(self) -> bool:
@@ -55,7 +61,8 @@ class Drafting:
         most = min(most, MOST_NODES)
         draft = Draft()
         if most > 0 and depth > 0 and self._time.wait() >= self._least_wait:
-            draft = self._speculator.draft(ids, most).within(depth).ranked()
+            reach = min(most, self._reach) if self._speculator.adaptive else most
+            draft = self._speculator.draft(ids, reach).within(depth).ranked()
         now = len(draft)
         if self._pad_to:
             draft = self._filled(draft, min(self._pad_to - 1, most))
@@ -63,6 +70,7 @@ class Drafting:
         elif self._speculator.adaptive:
             now = best_size(draft, self._time)
             draft = draft.first(now + self._time.idle_rows())
+            self._reach = max(2 * len(draft), _FEWEST_DRAFTED)
         self.seconds += time.perf_counter() - started
         return draft, now
 
@@ -73,12 +81,13 @@ class Drafting:
         self.seconds += time.perf_counter() - started
 
     def took(self, timing: StepTiming) -> None:
-        """Learn what a step took, the prefill included."""
-        computing = timing.client + timing.server
+        """Learn what a step took, the prefill included, and the guessing before it."""
+        guessing, self._counted = self.seconds - self._counted, self.seconds
+        computing = timing.client + timing.server + guessing
         if timing.rows <= MOST_NODES + 1:
-            self._time.add(timing.rows, timing.total, computing)
+            self._time.add(timing.rows, timing.total + guessing, computing)
         else:
-            self._time.add_prefill(timing.rows, timing.total, computing)
+            self._time.add_prefill(timing.rows, timing.total + guessing, computing)
 
     def close(self) -> None:
         """Keep what outlives the session."""

@@ -23,8 +23,11 @@ _LEAST_SHARE: Final = 0.002
 """A row's share of a round trip at the least: rows are never free."""
 _ROWS_OF_ONE: Final = 16
 """One row alone takes as long as this many more in company, roughly: most of it is reading weights."""
-_PRIOR_WEIGHT: Final = 100.0
-"""The prior slope counts as one measurement ten rows away from the others."""
+_PRIOR_WEIGHT: Final = 25.0
+"""The prior slope counts as one measurement five rows away from the others."""
+_ALIKE: Final = 4
+"""Lengths that differ by less are taken for one."""
+_SOME_TRIPS: Final = 8
 
 
 class TripTime:
@@ -57,6 +60,11 @@ class TripTime:
         middle, mean = fmean(lengths), fmean(times)
         return float(max(mean + self._per_row() * (rows - middle), _LEAST_SHARE * mean))
 
+    def lacks_contrast(self) -> bool:
+        """Whether the last trips were all of about one length, so that a wrong belief about the cost of rows would last."""
+        lengths = [rows for rows, _ in self._trips]
+        return len(lengths) >= _SOME_TRIPS and max(lengths) - min(lengths) < _ALIKE
+
     def idle_rows(self) -> int:
         """Rows the server could run while an answer and the next step are on their way: half of that time, to be sure."""
         if not self._trips:
@@ -81,6 +89,9 @@ class TripTime:
 
 
 def best_size(draft: Draft, time: TripTime) -> int:
-    """Number of nodes of a ranked draft that brings most tokens per second."""
+    """Number of nodes of a ranked draft that brings most tokens per second; now and then another, to learn what rows cost."""
     rates = [tokens / time.of(1 + n) for n, tokens in enumerate(expected_tokens(draft))]
-    return max(range(len(rates)), key=rates.__getitem__)
+    best = max(range(len(rates)), key=rates.__getitem__)
+    if time.lacks_contrast():
+        return best // 2 if best >= 2 * _ALIKE else min(best + 2 * _ALIKE, len(draft))
+    return best
