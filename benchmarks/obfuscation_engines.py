@@ -135,10 +135,7 @@ def obfuscation_engines(
             "vllm_environment": "VLLM_CPU_KVCACHE_SPACE=1; torchvision, torchaudio and torchcodec removed",
             "gomp_spincount": os.environ.get("GOMP_SPINCOUNT", "default"), "load_average": os.getloadavg(),
         }  # fmt: skip
-    repeat = command("obfuscation_engines")
-    for path, name in ((llamacpp, "PYTHON"), (vllm, "PYTHON"), (gguf, "FILE")):
-        repeat = repeat if path is None else repeat.replace(str(path), name)
-    finish(new_record("obfuscation_engines", repeat, config, figures, samples), write=write)
+    finish(new_record("obfuscation_engines", command("obfuscation_engines"), config, figures, samples), write=write)
 
 
 def _measure(

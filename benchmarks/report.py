@@ -29,8 +29,8 @@ def prompt_texts(count: int) -> list[str]:
 
 
 def command(name: str) -> str:
-    """The command line that repeats this run."""
-    return shlex.join(["cutlayer", "bench", name, *sys.argv[1:]])
+    """The command line that repeats this run; of a file or program, its name alone."""
+    return shlex.join(["cutlayer", "bench", name, *(_without_folder(argument) for argument in sys.argv[1:])])
 
 
 def finish(record: Record, *, write: bool) -> None:
@@ -38,3 +38,8 @@ def finish(record: Record, *, write: bool) -> None:
     if write:
         sys.stderr.write(f"wrote {write_record(record, RECORDS)}\n")
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(record.figures), indent=1).decode() + "\n")
+
+
+def _without_folder(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name}" if value.startswith("/") else argument

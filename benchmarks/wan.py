@@ -32,7 +32,7 @@ _PROMPTS = "40 prompts of our own, 8 of each type of text (benchmarks/wan_prompt
 _HEADLINE = Shape(rtt_ms=80, mbit_s=100)
 _GRID = [Shape(rtt_ms=rtt, mbit_s=rate) for rate in (100, 20) for rtt in (80, 20, 150)]
 _CUNNINGHAM = ("cunningham:n=3", "cunningham:n=5", "cunningham:n=7")
-_OTHERS = ("lookahead", "lookup", "recycling:tree=static", "recycling")
+_OTHERS = ("lookahead", "lookup", "recycling:tree=static", "recycling", "auto:table=none")
 _PAUSES_S = (0.0, 2.0, 10.0)
 
 

@@ -35,6 +35,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "cutlayer.cli.train_draft:train_draft",
         "Train a small layer that guesses at the next tokens here.",
     ),
+    "draft-table": (
+        "cutlayer.cli.draft_table:draft_table",
+        "Note what a model says after short contexts, to guess from.",
+    ),
     "bench": ("cutlayer.cli.bench:bench", "Run a benchmark of this checkout and write its record."),
     "demo": ("cutlayer.cli.demo:demo", "Server, client and a question over TLS on this machine."),
 }

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from cutlayer.cli.client_options import ConnectOptions
+from cutlayer.cli.short_prompts import LONGEST_PROMPT, short_prompts
 from cutlayer.errors import InputError
 
 if TYPE_CHECKING:
     from cutlayer.text.tokenizer import Tokenizer
 
 _Flag = Annotated[bool, Parameter(negative=())]
-
-_LONGEST_PROMPT = 128
-"""Tokens; a longer one would leave its text no room for an answer."""
 
 
 def train_draft(
@@ -86,7 +84,7 @@ def train_draft(
     recipe = Recipe(outputs=outputs, rank=rank, epochs=epochs, rate=rate, seed=seed).checked()
     with at.connect() as client:
         jobs = [
-            *answer_jobs(_prompts(prompts, client.tokenizer), answers, length - _LONGEST_PROMPT),
+            *answer_jobs(short_prompts(prompts, client.tokenizer), answers, length - LONGEST_PROMPT),
             *text_jobs(_texts(corpus, client.tokenizer, texts, length)),
         ]
         run = Run(out.with_name(out.name + ".training"), client.trusted, jobs, recipe, at.defence, fresh=fresh)
@@ -119,24 +117,8 @@ def _check(out: Path, answers: int, texts: int, length: int, sessions: int) -> N
         raise InputError(f"{answers} answers are too few to hold some back; ask for 20 or more")
     if texts < 0 or not 1 <= sessions <= 64:
         raise InputError(f"--texts is 0 or more and --sessions 1 to 64, not {texts} and {sessions}")
-    if not _LONGEST_PROMPT < length <= 1024:
-        raise InputError(f"a text has {_LONGEST_PROMPT + 1} to 1024 tokens, not {length}")
-
-
-def _prompts(file: Path | None, tokenizer: Tokenizer) -> list[list[int]]:
-    """Token ids of prompts that leave room for an answer, in the chat template."""
-    from cutlayer.corpora.prompts import read_prompts
-    from cutlayer.corpora.questions import questions
-    from cutlayer.text.tokenizer import Message
-
-    read = read_prompts(file) if file else questions()
-    encoded = [tokenizer.render([Message("user", prompt.text)]) for prompt in read]
-    short = [ids for ids in encoded if len(ids) <= _LONGEST_PROMPT]
-    if len(short) < 2:
-        raise InputError(
-            f"{len(short)} of {len(read)} prompts have at most {_LONGEST_PROMPT} tokens; give 2 or more such"
-        )
-    return short
+    if not LONGEST_PROMPT < length <= 1024:
+        raise InputError(f"a text has {LONGEST_PROMPT + 1} to 1024 tokens, not {length}")
 
 
 def _texts(corpus: str | None, tokenizer: Tokenizer, count: int, length: int) -> list[list[int]]:

@@ -45,7 +45,7 @@ class TrainProgress:
     ) -> None:
         self._bars.stop()
         if kind is KeyboardInterrupt:
-            words = f"interrupted; data and the last checkpoint stay in {self._folder}, and the same command goes on"
+            words = f"interrupted; what there is stays in {self._folder}, and the same command goes on"
             self._console.print(words, markup=False, soft_wrap=True)
 
     def collecting(self, total: int) -> None:

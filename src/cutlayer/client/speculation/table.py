@@ -166,9 +166,13 @@ def build(entries: Iterable[Entry], vocabulary: int) -> CandidateTable:
 
 def find_table(fingerprint: str) -> Path | None:
     """The table of the model of this fingerprint: the user's own, else one that came with the package, else None."""
-    name = f"{fingerprint}.safetensors"
-    places = (config.home() / "tables" / name, Path(__file__).parent / "tables" / name)
-    return next((place for place in places if place.is_file()), None)
+    own = own_table(fingerprint)
+    return next((place for place in (own, Path(__file__).parent / "tables" / own.name) if place.is_file()), None)
+
+
+def own_table(fingerprint: str) -> Path:
+    """Where the user's own table of a model is kept."""
+    return config.home() / "tables" / f"{fingerprint}.safetensors"
 
 
 def save_table(table: CandidateTable, fingerprint: str, file: Path) -> None:
