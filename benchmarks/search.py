@@ -29,6 +29,7 @@ def search(
     deep: int = 8,
     seeds: int = 3,
     pairs: int = 30_000,
+    resume: bool = False,
     write: bool = True,
 ) -> None:
     """Measure and record.
@@ -51,13 +52,21 @@ def search(
         How many.
     pairs
         Tokens of the attacker's text, which only ranks candidates.
+    resume
+        Keep what the committed record has of other depths.
     write
         Whether to write the record.
     """
     study = Study(model, prompts, seeds, pairs)
     figures: dict[str, Figure] = {}
     samples: dict[str, list[Any]] = {}
-    measured = []
+    measured: list[dict[str, Any]] = []
+    kept: list[int] = []
+    earlier = study.recorded("search") if resume else None
+    if earlier is not None:
+        figures, samples = dict(earlier.figures), dict(earlier.samples)
+        measured = [one for one in earlier.config["measured"] if one["cut_start"] not in depths]
+        kept = [depth for depth in earlier.config["depths"] if depth not in depths]
     record = None
     for depth in depths:
         for codec in codecs:
@@ -72,7 +81,7 @@ def search(
             if codec == "fp32":
                 measured.append(study.measured(depth, "none", "search", found[f"{label}_token_accuracy"], "search"))
             config = {
-                **study.config(), "few": few, "deep": deep, "depths": depths, "codecs": codecs, "attack": "search",
+                **study.config(), "few": few, "deep": deep, "depths": [*kept, *depths], "codecs": codecs, "attack": "search",
                 "measured": measured,
             }  # fmt: skip
             record = new_record("search", command("search"), config, figures, dict(samples))

@@ -356,6 +356,7 @@ def test_a_directory_reads_back(tmp_path: Path) -> None:
         (b"{}", "is no record"),
         (b'{"name": 1}', "is no record"),
         (b"\xff\xfe", "is no record"),
+        (b'{"name": "\xff"}', "is no record"),
         (b"", "is no record"),
     ],
     ids=["garbage", "deep", "empty object", "wrong type", "no utf-8", "empty"],

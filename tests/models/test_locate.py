@@ -80,9 +80,10 @@ def test_an_interrupted_pull_is_not_there(home: Path) -> None:
         locate("mine")
 
 
-def test_malformed_manifest_says_what_to_do(home: Path) -> None:
+@pytest.mark.parametrize("content", [b'{"name": 1}', b'{"name": "\xff"}'])
+def test_malformed_manifest_says_what_to_do(home: Path, content: bytes) -> None:
     directory = pulled(home)
-    (directory / "cutlayer.json").write_text('{"name": 1}')
+    (directory / "cutlayer.json").write_bytes(content)
     with pytest.raises(IntegrityError, match=r"cutlayer\.json is malformed .*pull the model again"):
         locate("mine")
 

@@ -73,7 +73,7 @@ class Shelf:
             return None
         try:
             return msgspec.json.decode(_content(path), type=Plan)
-        except (msgspec.MsgspecError, RecursionError, CutError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, CutError) as error:
             raise StoreError(f"{path} is no plan of an audit: {error}") from None
 
     def write_plan(self, plan: Plan) -> None:
@@ -143,7 +143,7 @@ class Shelf:
 def _read(path: Path) -> CellRecord:
     try:
         return CellRecord(msgspec.json.decode(_content(path), type=Record))
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise StoreError(f"{path} is no record: {error}") from None
     except StoreError as error:
         raise StoreError(f"{path}: {error}") from None

@@ -67,7 +67,7 @@ def _path() -> Path | None:
 def _read(path: Path) -> tuple[Document, ...]:
     try:
         entries = msgspec.json.decode(path.read_bytes(), type=dict[str, _Entry])
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not the encyclopedia that was expected: {error}; reinstall {PACKAGE}") from None
     return tuple(
         Document(f"wiki/{entry.title}", entry.topic, entry.title, entry.extract.translate(_INVISIBLE))

@@ -120,7 +120,7 @@ class WatchPage:
                 return _json(_Refused(f"a question has at most {LONGEST_PROMPT} characters"), 413)
         try:
             asked = msgspec.json.decode(body, type=_Ask)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             # Not msgspec's own words: they may quote the prompt.
             return _json(_Refused(f"a question has between 1 and {LONGEST_PROMPT} characters"), 400)
         if self._running:

@@ -56,5 +56,5 @@ def read_manifest(directory: Path) -> Manifest | None:
         return None
     try:
         return msgspec.json.decode(file.read_bytes(), type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{file} is malformed ({error}); remove {directory} and pull the model again") from error

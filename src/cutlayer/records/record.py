@@ -86,7 +86,7 @@ def read_record(path: Path) -> Record:
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=Record)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StoreError(f"{path} is no record: {error}") from error
 
 
