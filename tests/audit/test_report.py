@@ -359,7 +359,7 @@ def test_a_directory_reads_back(tmp_path: Path) -> None:
         (b'{"name": "\xff"}', "is no record"),
         (b"", "is no record"),
     ],
-    ids=["garbage", "deep", "empty object", "wrong type", "no utf-8", "empty"],
+    ids=["garbage", "deep", "empty object", "wrong type", "no utf-8", "no utf-8 inside", "empty"],
 )
 def test_strange_files_are_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
     shelf = directory_of(tmp_path, made())
