@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from cyclopts import App, Parameter
@@ -32,7 +32,9 @@ _PROMPTS = "40 prompts of our own, 8 of each type of text (benchmarks/wan_prompt
 _HEADLINE = Shape(rtt_ms=80, mbit_s=100)
 _GRID = [Shape(rtt_ms=rtt, mbit_s=rate) for rate in (100, 20) for rtt in (80, 20, 150)]
 _CUNNINGHAM = ("cunningham:n=3", "cunningham:n=5", "cunningham:n=7")
-_OTHERS = ("lookahead", "lookup", "recycling:tree=static", "recycling", "auto:table=none")
+_FIXED = (*_CUNNINGHAM, "lookahead", "recycling:tree=static")
+"""They send whatever they guess. The others measure what rows cost, and are not to be misled by sessions beside them."""
+_ADAPTIVE = ("lookup", "auto:table=none", "recycling")
 _PAUSES_S = (0.0, 2.0, 10.0)
 
 
@@ -84,7 +86,12 @@ class Study:
             for a in answers
         ]
 
-    def add_acceptance(self, name: str, answers: Sequence[Answer], reference: Sequence[Answer] | None) -> None:
+    def digests(self, name: str, count: int) -> list[str] | None:
+        """Of the answers that the record has under a name, if they are so many."""
+        held = self.samples.get(name, ())
+        return [digest for _, _, digest, *_ in held] if len(held) == count else None
+
+    def add_acceptance(self, name: str, answers: Sequence[Answer], reference: Sequence[str]) -> None:
         """Tokens per round trip, over all and by type; and whether the tokens are those of sequential decoding."""
         types = by_type(answers, lambda answer: answer.per_trip)
         for kind, values in types.items():
@@ -93,9 +100,8 @@ class Study:
             [value for values in types.values() for value in values], "tokens"
         )
         self.figures[f"{name}_bytes_per_token"] = _mean([(a.sent + a.received) / a.tokens for a in answers], "bytes")
-        if reference is not None:
-            same = sum(a.digest == b.digest for a, b in zip(answers, reference, strict=True))
-            self.figures[f"{name}_identical"] = proportion(same, len(answers))
+        same = sum(answer.digest == digest for answer, digest in zip(answers, reference, strict=True))
+        self.figures[f"{name}_identical"] = proportion(same, len(answers))
 
 
 @app.default
@@ -108,8 +114,11 @@ def wan(
     timed_each: int = 2,
     timed_tokens: int = 64,
     sessions: int = 8,
+    adaptive_sessions: int = 2,
     repeats: int = 5,
-    speculators: tuple[str, ...] = (*_CUNNINGHAM, *_OTHERS),
+    fixed: tuple[str, ...] = _FIXED,
+    adaptive: tuple[str, ...] = (*_ADAPTIVE, "auto"),
+    resume: bool = False,
     dtype: str = "bfloat16",
     grid: Annotated[bool, Parameter(negative="--headline-only")] = True,
     write: bool = True,
@@ -132,11 +141,17 @@ def wan(
     timed_tokens
         Of each answer there.
     sessions
-        At once, in ``acceptance``.
+        At once, in ``acceptance``, of speculators that send whatever they guess.
+    adaptive_sessions
+        At once, of those that measure what rows cost.
     repeats
         Of each time to the first token.
-    speculators
-        Besides ``off`` and ``auto``.
+    fixed
+        Speculators that send whatever they guess, besides ``off``.
+    adaptive
+        Speculators that send what pays; ``auto`` is measured at a temperature of 0.7, too.
+    resume
+        Keep what the record has of ``acceptance`` with as many prompts.
     dtype
         In ``speed`` and ``first``; ``acceptance`` is in float32, where the same tokens can be asked for.
     grid
@@ -157,8 +172,15 @@ def wan(
          "threads": torch.get_num_threads(), "headline": str(_HEADLINE)},
     )  # fmt: skip
     if "acceptance" in parts:
-        _acceptance(study, read_prompts(each), tokens, sessions, speculators)
-        study.save(tokens=tokens, prompts_each=each, sessions=sessions, dtype="float32")
+        study.save(
+            tokens=tokens, prompts_each=each, sessions=sessions, adaptive_sessions=adaptive_sessions, dtype="float32"
+        )
+        ways = [
+            _Way("off", 0.0, sessions), *(_Way(spec, 0.0, sessions) for spec in fixed), _Way("off", 0.7, sessions),
+            *(_Way(spec, 0.0, adaptive_sessions) for spec in adaptive),
+            *(_Way(spec, 0.7, adaptive_sessions) for spec in adaptive if spec == "auto"),
+        ]  # fmt: skip
+        _acceptance(study, read_prompts(each), tokens, ways, resume=resume)
     if "speed" in parts:
         _speed(study, read_prompts(timed_each), timed_tokens, _GRID if grid else _GRID[:1], dtype)
         study.save(timed_tokens=timed_tokens, timed_prompts_each=timed_each, timed_dtype=dtype)
@@ -170,26 +192,33 @@ def wan(
         draw(study.record, chart)
 
 
-def _acceptance(
-    study: Study, prompts: Sequence[Prompt], tokens: int, sessions: int, speculators: Sequence[str]
-) -> None:
+class _Way(NamedTuple):
+    spec: str
+    temperature: float
+    sessions: int
+
+
+def _acceptance(study: Study, prompts: Sequence[Prompt], tokens: int, ways: Sequence[_Way], *, resume: bool) -> None:
     """Everything over the headline's link, whose round trip the default's tree size depends on."""
     with study.link(_HEADLINE, "float32") as server:  # identity needs it
-        references: dict[float, list[Answer]] = {}
-        for spec, temperature in (
-            ("off", 0.0), ("auto", 0.0), ("off", 0.7), ("auto", 0.7), *((spec, 0.0) for spec in speculators),
-        ):  # fmt: skip
+        references: dict[float, list[str]] = {}
+        for spec, temperature, sessions in ways:
             name = _name(spec, temperature)
+            held = study.digests(f"acceptance_{name}", len(prompts))
+            if resume and held is not None:
+                references.setdefault(temperature, held)
+                continue
             with ExitStack() as stack:
                 first = stack.enter_context(study.client(server, spec))
                 clients = [first, *(stack.enter_context(first.another()) for _ in range(sessions - 1))]
                 answers = ask_all(clients, prompts, tokens, temperature, name)
-            references.setdefault(temperature, answers)
+            references.setdefault(temperature, [answer.digest for answer in answers])
             study.add_acceptance(name, answers, references[temperature])
             study.keep(f"acceptance_{name}", answers)
             sys.stderr.write(f"{name}: {study.figures[f'{name}_tokens_per_trip'].value:.2f} tokens per round trip\n")
+            if spec == "auto" and not temperature:
+                study.figures["tokens_per_round_trip_mean"] = study.figures["auto_tokens_per_trip"]
             study.save()
-    study.figures["tokens_per_round_trip_mean"] = study.figures["auto_tokens_per_trip"]
 
 
 def _speed(study: Study, prompts: Sequence[Prompt], tokens: int, links: Sequence[Shape], dtype: str) -> None:
