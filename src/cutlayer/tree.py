@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FURTHEST: Final = 255
-"""Most slots between a guess and what it follows, and between the first guess and the last one that is kept."""
+"""Most slots between a guess and what it follows."""
 MOST_GUESSES: Final = 512
 """Slots after the trunk; each row looks along its own path, so more would let a peer make a row arbitrarily expensive."""
 

@@ -278,6 +278,22 @@ def test_values_the_codec_cannot_carry_are_not_sent(server: LocalServer) -> None
     assert len(play(remote, [(0, [hidden(2, 1)])])[0]) == 2
 
 
+@pytest.mark.parametrize(("backs", "words"), [([1, 256], "follows one 256 back"), ([1, -1], "follows one -1 back")])
+def test_what_no_byte_can_name_is_not_sent(server: LocalServer, backs: list[int], words: str) -> None:
+    remote = opened(server)
+    play(remote, [(0, [hidden(4, 1)])])
+    with pytest.raises(ProtocolError, match=words):
+        remote.send(4, hidden(2, 2), backs)
+    remote.send(4, hidden(3, 2), [1, 2, 2])
+    remote.receive()
+    remote.keep(4, [0, 300])
+    with pytest.raises(ProtocolError, match="slot 304 of the kept path"):
+        remote.send(6, hidden(1, 3))
+    remote.keep(4, [0, 2])
+    play(remote, [(6, [hidden(1, 3)])])
+    assert remote.traffic.resumes == 0
+
+
 def test_nobody_waits_for_what_was_not_sent(server: LocalServer) -> None:
     with pytest.raises(ProtocolError, match="no step is waiting"):
         opened(server).receive()

@@ -136,8 +136,8 @@ def test_cancelling_within_a_prompt_keeps_what_was_sent_and_the_session(
     generation = client.generate(PROMPT, max_tokens=5, ignore_eos=True)
     real = client._remote.send
 
-    def send(base: int, hidden: torch.Tensor) -> None:
-        real(base, hidden)
+    def send(base: int, hidden: torch.Tensor, *backs: object) -> None:
+        real(base, hidden, *backs)
         sent.append(len(hidden))
         if len(sent) == 3:
             generation.cancel()

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 import cutlayer.client.connect as connecting
+from cutlayer.audit.tap import Tap
 from cutlayer.client.connect import Client, Options
 from cutlayer.client.sampling import Sampling
 from cutlayer.client.speculation.draft import ROOT, Draft
 from cutlayer.errors import InputError
 from cutlayer.server.build import build_service
 from cutlayer.server.local import LocalServer
+from cutlayer.wire import frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -64,6 +66,16 @@ class Knowing:
         self.shown.append(seen)
 
     def close(self) -> None: ...
+
+
+class Copying(Knowing):
+    """Guesses chains, now and then as long as there is room."""
+
+    def draft(self, ids: Sequence[int], most: int) -> Draft:
+        following = self._truth[len(ids) :][: self._chance.choice([1, 4, most])]
+        if following and self._chance.random() < 0.5:
+            following[-1] = (following[-1] + 1) % V
+        return Draft.chain(following, [0.5] * len(following))
 
 
 @pytest.fixture(params=["llama", "gemma2", "gpt_neox"])
@@ -186,12 +198,25 @@ def test_stop_strings_end_an_answer_in_the_middle_of_a_trip(ask: Callable[..., C
     assert (found.result().text, found.result().token_ids) == (expected.text, expected.token_ids)
 
 
-def test_padded_steps_are_all_of_one_size(ask: Callable[..., Client]) -> None:
+@pytest.mark.parametrize("shape", ["tree", "chain"])
+def test_padded_steps_are_all_of_one_size(
+    ask: Callable[..., Client], server: LocalServer, monkeypatch: pytest.MonkeyPatch, shape: str
+) -> None:
+    """Also in bytes, whatever was right in the step before; the first has nothing to keep."""
     prompt, answer = truth_of(ask)
-    client = ask(Knowing([*prompt, *answer]), pad_drafts=9)
+    knowing = Knowing([*prompt, *answer]) if shape == "tree" else Copying([*prompt, *answer])
+    tap = Tap(server.connect)
+    monkeypatch.setattr(server, "connect", tap)
+    client = ask(knowing, pad_drafts=9)
     generation = client.generate(PROMPT, max_tokens=TOKENS, raw=True, ignore_eos=True)
     assert generation.result().token_ids == answer
     assert {step.sent for step in generation.timings[1:]} == {9}
+    assert len({len(seen.kept) for seen in knowing.shown[1:]}) > 1
+    messages = [(type(frames.decode(message.data).header), len(message.data)) for message in tap.frames]
+    steps, results = ([size for kind, size in messages if kind is wanted] for wanted in (frames.Step, frames.Result))
+    _prefill, first, *later = steps
+    assert set(later) == {first + 2}
+    assert len(set(results[1:])) == 1
 
 
 def test_answers_stay_the_same_whatever_is_cut(ask: Callable[..., Client]) -> None:

@@ -178,7 +178,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/tokenize", "/v1/detokenize"])
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/prefill", "/v1/tokenize", "/v1/detokenize"])
 def test_bodies_that_are_none(door: Door, name: str, path: str) -> None:
     answer = door.http.post(path, content=BAD[name], headers={"Content-Type": "application/json"})
     assert answer.status_code == 400, answer.text

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 EXAMPLES = 40
 PATHS = {
-    "/v1/chat/completions", "/v1/completions", "/v1/tokenize", "/v1/detokenize", "/v1/models", "/v1/models/{id}",
-    "/health", "/ready",
+    "/v1/chat/completions", "/v1/completions", "/v1/prefill", "/v1/tokenize", "/v1/detokenize", "/v1/models",
+    "/v1/models/{id}", "/health", "/ready",
 }  # fmt: skip
 
 

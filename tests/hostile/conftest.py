@@ -30,6 +30,7 @@ VALID = [
     frames.encode(frames.Resumed(2, 70, bytes(8))),
     frames.encode(frames.Step(1, 0, 2, 0, bytes(8)), bytes(16)),
     frames.encode(frames.Step(300, 4000, 1, 1, bytes(range(8))), bytes(8)),
+    frames.encode(frames.Step(2, 5, 3, 0, bytes(8), bytes([0b101]), bytes([1, 2, 1])), bytes(24)),
     frames.encode(frames.Result(1, 0, 2, 900), bytes(16)),
     frames.encode(frames.Close()),
     frames.encode(frames.Closed()),

@@ -24,6 +24,7 @@ from cutlayer.server.local import LocalServer
 from cutlayer.server.sessions import Limits
 from cutlayer.types import Cut
 from cutlayer.wire import frames
+from cutlayer.wire.bitmap import bitmap
 from cutlayer.wire.codecs import CODECS
 from cutlayer.wire.prefix import PrefixDigests
 
@@ -276,7 +277,8 @@ def test_the_session_ends_at_its_limit(mallory: Raw, victim: Victim) -> None:
 GUESSES = encoded(5, 7)
 BACKS = bytes([1, 2, 2, 3, 2])
 """Rows 4 … 8, of which 4, 6 and 8 follow one another:  3 ─ 4 ─ 6 ─ 8, 3 ─ 5, 4 ─ 7."""
-KEPT = bytes([0, 2])
+KEPT = bytes([0b101])
+"""Rows 4 and 6: one bit for each row from 4 on, the lowest first."""
 
 
 def guess(raw: Raw) -> bytes:
@@ -303,18 +305,17 @@ def go_on(raw: Raw, kept: bytes) -> None:
 @pytest.mark.parametrize(
     ("changed", "code"),
     [
-        ({"path": bytes([2, 0])}, RemoteCode.BAD_STEP),  # not ascending
-        ({"path": bytes([0, 0])}, RemoteCode.BAD_STEP),
-        ({"path": bytes([0, 1])}, RemoteCode.BAD_STEP),  # siblings
-        ({"path": bytes([0, 4])}, RemoteCode.BAD_STEP),  # a grandchild
-        ({"path": bytes([2, 4])}, RemoteCode.BAD_STEP),  # does not begin at the trunk
-        ({"path": bytes([0, 5])}, RemoteCode.BAD_STEP),  # beyond what is held
-        ({"path": bytes([0, 255])}, RemoteCode.BAD_STEP),
-        ({"path": bytes(6)}, RemoteCode.BAD_STEP),
-        ({"path": bytes(7)}, RemoteCode.BAD_STEP),  # from before the first row
-        ({"path": bytes(4096)}, RemoteCode.BAD_STEP),
-        ({"base": 9, "path": bytes([0])}, RemoteCode.BAD_STEP),  # from among the guesses
-        ({"base": 10, "path": bytes([0, 2])}, RemoteCode.BAD_STEP),
+        ({"kept": bytes([0b11])}, RemoteCode.BAD_STEP),  # siblings
+        ({"kept": bytes([0b10001])}, RemoteCode.BAD_STEP),  # a grandchild
+        ({"kept": bytes([0b10100])}, RemoteCode.BAD_STEP),  # does not begin at the trunk
+        ({"kept": bytes([0b100001])}, RemoteCode.BAD_STEP),  # beyond what is held
+        ({"kept": bytes([1, 0, 0, 1])}, RemoteCode.BAD_STEP),
+        ({"kept": bytes([1, *bytes(510), 0x80])}, RemoteCode.BAD_STEP),
+        ({"kept": bytes([0b111111])}, RemoteCode.BAD_STEP),  # all and one more
+        ({"kept": bytes([0b1111111])}, RemoteCode.BAD_STEP),  # from before the first row
+        ({"kept": b"\xff" * 512}, RemoteCode.BAD_STEP),
+        ({"base": 9, "kept": bytes([0b1])}, RemoteCode.BAD_STEP),  # from among the guesses
+        ({"base": 10, "kept": KEPT}, RemoteCode.BAD_STEP),
         ({"parents": bytes([1])}, RemoteCode.BAD_STEP),
         ({"parents": bytes([1, 1, 1])}, RemoteCode.BAD_STEP),
         ({"parents": bytes(4096)}, RemoteCode.BAD_STEP),
@@ -322,9 +323,10 @@ def go_on(raw: Raw, kept: bytes) -> None:
         ({"parents": bytes([1, 0])}, RemoteCode.BAD_STEP),
         ({"parents": bytes([8, 1])}, RemoteCode.BAD_STEP),  # from before the first row
         ({"parents": bytes([1, 255])}, RemoteCode.BAD_STEP),
-        ({"path": b""}, RemoteCode.PREFIX_MISMATCH),
-        ({"path": bytes([0, 3])}, RemoteCode.PREFIX_MISMATCH),  # a path, but not the one the digest names
-        ({"path": bytes([0, 2, 4]), "base": 7}, RemoteCode.PREFIX_MISMATCH),
+        ({"kept": b""}, RemoteCode.PREFIX_MISMATCH),
+        ({"kept": bytes(3)}, RemoteCode.PREFIX_MISMATCH),  # of none
+        ({"kept": bytes([0b1001])}, RemoteCode.PREFIX_MISMATCH),  # a path, but not the one the digest names
+        ({"kept": bytes([0b10101]), "base": 7}, RemoteCode.PREFIX_MISMATCH),
     ],
     ids=lambda value: " ".join(f"{k}={v[:8]}" if isinstance(v, bytes) else f"{k}={v}" for k, v in value.items())
     if isinstance(value, dict)
@@ -334,7 +336,7 @@ def test_a_wrong_path_or_parent_is_refused_and_changes_nothing(
     mallory: Raw, victim: Victim, changed: dict[str, Any], code: RemoteCode
 ) -> None:
     kept = guess(mallory)
-    right = {"sequence": 3, "base": 6, "count": 2, "flags": 0, "digest": digest(kept), "path": KEPT}
+    right = {"sequence": 3, "base": 6, "count": 2, "flags": 0, "digest": digest(kept), "kept": KEPT}
     for _ in range(2):
         mallory.refused(mallory.ask(frames.encode(frames.Step(**(right | changed)), encoded(2, 8))), code)
         victim.step()
@@ -397,7 +399,7 @@ def test_guesses_beyond_the_limit_are_refused_and_a_path_makes_room(roomy: Servi
         assert "keep a path" in answer.header.message
     kept = PrefixDigests()
     kept.extend(first[: 3 * ROW] + encoded(512, 2)[: 200 * ROW], ROW)
-    answer = raw.step(encoded(1, 3), base=203, path=bytes(range(1, 201)), digest=kept.at(203))
+    answer = raw.step(encoded(1, 3), base=203, kept=bitmap(range(1, 201), 513), digest=kept.at(203))
     assert isinstance(answer.header, frames.Result), answer.header
     raw.transport.close()
 
@@ -635,10 +637,10 @@ def nonsense(chance: random.Random, raw: Raw) -> bytes:
             if chance.random() < 0.1:
                 rows = rows[:-4] + chance.choice([b"\0\0\xc0\x7f", b"\0\0\x80\xff", b"\xff\xff\x7f\x7f", b""])
             sequence = (raw.sequence + chance.choice([1, 1, 1, 0, 2, 65535])) % frames.SEQUENCES
-            path = chance.choice([b""] * 5 + [b"\0", b"\1", b"\0\2", b"\0\1\3", b"\xff", bytes(9)])
+            path = chance.choice([[]] * 5 + [[0], [1], [0, 2], [0, 1, 3], [255], [*range(9)]])
             if held and chance.random() < 0.5:  # a right one
                 trunk, branch = raw.account.tree.path(chance.randrange(held))
-                base, path = trunk + len(branch), bytes(slot - trunk for slot in branch)
+                base, path = trunk + len(branch), [slot - trunk for slot in branch]
             backs = [min(chance.choice([1, 1, 2, 3]), base + i + 1) for i in range(count)]
             parents = chance.choice([b"", b"", bytes(backs), bytes(backs), bytes(backs[:-1]), bytes(count)])
             try:
@@ -646,7 +648,8 @@ def nonsense(chance: random.Random, raw: Raw) -> bytes:
             except ProtocolError:
                 prefix = bytes(8)
             flags = chance.choice([0, 0, 1])
-            return frames.encode(frames.Step(sequence, base, count, flags, prefix, path, parents), rows)
+            kept = bitmap(path, max([held - base + len(path), *(row + 1 for row in path)]))
+            return frames.encode(frames.Step(sequence, base, count, flags, prefix, kept, parents), rows)
 
 
 def test_thousands_of_well_formed_frames_that_make_no_sense(service: Service, victim: Victim) -> None:
@@ -669,7 +672,7 @@ def test_thousands_of_well_formed_frames_that_make_no_sense(service: Service, vi
             raw.account.keep(sent.header.anchor, sent.header.path)
             raw.account.extend(sent.payload, ROW, sent.header.parents)
             branched += bool(sent.header.parents)
-            moved += bool(sent.header.path.strip(b"\0"))
+            moved += sent.header.path != [*range(len(sent.header.path))]
         elif isinstance(header, frames.Failure) and header.code is RemoteCode.NON_FINITE and "output" in header.message:
             raw.account.keep(sent.header.anchor)  # the model ran: the session is where the step began
         elif isinstance(header, frames.Opened):

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from cutlayer.errors import CutError, InputError, UnsupportedModelError
 from cutlayer.models.conditions import Conditions
-from cutlayer.models.cost import DOWNLINK_OVERHEAD, LOSSLESS, UPLINK_OVERHEAD, WIRE_BYTES, CutCost
+from cutlayer.models.cost import DOWNLINK_OVERHEAD, LOSSLESS, UPLINK_OVERHEAD, CutCost, row_bytes
 from cutlayer.models.parameters import Parameters, count_parameters
 from cutlayer.models.plan import Plan, make_plan
 from cutlayer.wire import codecs, frames
@@ -137,10 +137,12 @@ def test_impossible_conditions_are_refused(name: str, value: float | str) -> Non
         Conditions(**{name: value})
 
 
-def test_codecs_are_those_of_the_wire() -> None:
-    assert set(WIRE_BYTES) <= set(codecs.CODECS.names())
-    for name, width in WIRE_BYTES.items():
-        assert codecs.CODECS.get(name).row_bytes(4096) == 4096 * width
+@pytest.mark.parametrize("hidden_size", [5, 64, 576, 4096])
+def test_codecs_are_those_of_the_wire(hidden_size: int) -> None:
+    built_in = {
+        name for name in codecs.CODECS.names() if type(codecs.CODECS.get(name)).__module__.startswith("cutlayer.")
+    }
+    assert row_bytes(hidden_size) == {name: codecs.CODECS.get(name).row_bytes(hidden_size) for name in built_in}
     assert LOSSLESS == codecs.LOSSLESS_FOR
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from cutlayer.errors import InputError, ModelNotFoundError
@@ -60,6 +62,35 @@ def test_empty_prompts_are_refused(tokenizer: Tokenizer) -> None:
         tokenizer.encode("")
     with pytest.raises(InputError, match="at least one message"):
         tokenizer.render([])
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("Who owes Ann twel", "Who owes Ann"), ("Who owes Ann ", "Who owes Ann"), ("Who owes\nAnn", "Who owes"),
+        ("one  ", "one"), ("Who", ""), ("", ""), (" ", ""), ("naïve café 日本", "naïve café"),
+    ],
+)  # fmt: skip
+def test_whole_words_are_certain(tokenizer: Tokenizer, written: str, words: str) -> None:
+    before = [Message("user", "Hello"), Message("assistant", "Hi!")]
+    asked = tokenizer.certain([*before, Message("user", written)])
+    header = tokenizer.certain([*before, Message("user", "")])
+    assert header == tokenizer.render([*before, Message("user", "x")])[: len(header)]
+    assert asked[: len(header)] == header
+    assert tokenizer.decode(asked[len(header) :]).strip() == words
+
+
+@given(
+    text=st.lists(st.sampled_from([*"aé日🙂0.,' \n\t", "  ", "the", "don't"]), max_size=20).map("".join),
+    end=st.integers(0, 40),
+)
+def test_what_is_certain_stays_however_it_goes_on(tokenizer: Tokenizer, text: str, end: int) -> None:
+    certain = tokenizer.certain([Message("user", text[:end])])
+    assert tokenizer.render([Message("user", text)])[: len(certain)] == certain
+
+
+def test_nothing_is_certain_of_no_conversation(tokenizer: Tokenizer) -> None:
+    assert tokenizer.certain([]) == []
 
 
 def test_end_of_answer_is_known(tokenizer: Tokenizer, smollm2: Path) -> None:

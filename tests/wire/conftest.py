@@ -33,13 +33,17 @@ def decoded(frame: bytes) -> Any:
     return frames.decode(frame).header
 
 
-@pytest.fixture
-def client() -> ClientSession:
+def opened(max_positions: int = 100, max_step_positions: int = 10) -> ClientSession:
     """Open, at epoch 1."""
     session = ClientSession(ROW)
     session.open("f", Cut(0, 1, 1), "fp16")
-    session.receive(frames.encode(frames.Opened(ID, 1, 100, 10)))
+    session.receive(frames.encode(frames.Opened(ID, 1, max_positions, max_step_positions)))
     return session
+
+
+@pytest.fixture
+def client() -> ClientSession:
+    return opened()
 
 
 @pytest.fixture

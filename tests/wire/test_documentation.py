@@ -68,12 +68,12 @@ def example() -> Iterator[tuple[str, str, bytes]]:
     answer = result(again.frame)
     yield "S", "RESULT: one row", answer
     client.receive(answer)
-    tree = client.step(3, rows(5, 6, 7), parents=bytes([1, 2, 1]))
+    tree = client.step(3, rows(5, 6, 7), parents=[1, 2, 1])
     yield "C", "STEP 2: three guesses; the first two both follow row 2, the last follows the one before it", tree
     answer = result(tree)
     yield "S", "RESULT: three rows", answer
     client.receive(answer)
-    path = client.step(5, rows(8), path=bytes([1, 2]))
+    path = client.step(5, rows(8), path=[1, 2])
     yield "C", "STEP 3: the second and third were right and move to positions 3 and 4; one row after them", path
     yield "S", "RESULT: one row", result(path)
     gap = frames.encode(frames.Step(4, 9, 1, 0, bytes(8)), rows(5))
@@ -137,7 +137,7 @@ def test_the_example_decodes_as_it_says() -> None:
     assert headers[9] == frames.Step(2, 3, 3, 0, chain.at(3), parents=bytes([1, 2, 1]))
     assert bytes(frames.decode(messages[9][1]).payload) == rows(5, 6, 7)
     chain.extend(rows(6, 7), ROW)
-    assert headers[11] == frames.Step(3, 5, 1, 0, chain.at(5), path=bytes([1, 2]))
+    assert headers[11] == frames.Step(3, 5, 1, 0, chain.at(5), kept=bytes([0b110]))
     assert headers[14].code is RemoteCode.BAD_STEP
 
 
@@ -165,6 +165,7 @@ def test_the_limits_are_the_codes() -> None:
     assert f"exactly {frames.DIGEST_BYTES} and {frames.SESSION_BYTES} bytes" in page
     assert f"3 + {frames.MAX_HEADER_BYTES}" in page
     assert f"binary, at most {frames.MAX_STEP_POSITIONS} bytes" in page
+    assert f"binary, at most {frames.MAX_STEP_POSITIONS // 8} bytes" in page
     assert f"one distance for each row, 1 … {FURTHEST}," in page
     assert f"At most {MOST_GUESSES} rows may come after the trunk" in page
     assert f"`{frames.SUBPROTOCOL}`" in page

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from cutlayer.errors import FrameError, RemoteCode
 from cutlayer.types import DTYPE_NAMES, Cut
 from cutlayer.wire import frames
+from cutlayer.wire.bitmap import bitmap, marked
 from cutlayer.wire.frames import Kind
 from cutlayer.wire.printable import printable
 
@@ -28,6 +29,7 @@ digests = st.binary(min_size=frames.DIGEST_BYTES, max_size=frames.DIGEST_BYTES)
 session_ids = st.binary(min_size=frames.SESSION_BYTES, max_size=frames.SESSION_BYTES)
 names = st.text(st.characters(exclude_categories=["C", "Z"], include_characters=" "), max_size=256)
 distances = st.binary(max_size=300)
+bits = st.binary(max_size=frames.MAX_STEP_POSITIONS // 8)
 payloads = st.binary(max_size=64)
 
 
@@ -44,7 +46,7 @@ HEADERS: dict[Kind, st.SearchStrategy[frames.Header]] = {
     Kind.RESUME: st.builds(frames.Resume, session_ids, u32, positions),
     Kind.RESUMED: st.builds(frames.Resumed, u32, positions, digests),
     Kind.STEP: st.builds(
-        frames.Step, sequences, positions, counts, st.integers(0, 1), digests, distances, distances
+        frames.Step, sequences, positions, counts, st.integers(0, 1), digests, bits, distances
     ),
     Kind.RESULT: st.builds(frames.Result, sequences, positions, counts, u32),
     Kind.CLOSE: st.builds(frames.Close),
@@ -106,6 +108,36 @@ def test_a_decode_step_costs_few_bytes_beyond_its_payload(sequence: int, base: i
     assert overhead <= MOST_OVERHEAD
 
 
+@given(
+    base=positions,
+    other_base=positions,
+    count=st.integers(2, 64),
+    compute_us=u32,
+    other_us=u32,
+    kept=bits,
+    other=st.data(),
+)
+def test_the_length_of_a_step_of_several_rows_tells_nothing_but_their_number(
+    base: int, other_base: int, count: int, compute_us: int, other_us: int, kept: bytes, other: st.DataObject
+) -> None:
+    """And how many were sent before: those are the bits, whichever of them are set."""
+    others = other.draw(st.binary(min_size=len(kept), max_size=len(kept)))
+    steps = [frames.Step(7, base, count, 0, bytes(8), kept), frames.Step(7, other_base, count, 0, bytes(8), others)]
+    results = [frames.Result(7, base, count, compute_us), frames.Result(7, other_base, count, other_us)]
+    for alike in (steps, results):
+        assert len({len(frames.encode(header)) for header in alike}) == 1
+
+
+@given(rows=st.sets(st.integers(0, 99)), count=st.integers(100, 130))
+def test_a_bitmap_names_rows_and_is_as_long_as_there_are_any(rows: set[int], count: int) -> None:
+    bits = bitmap(rows, count)
+    assert marked(bits) == sorted(rows)
+    assert len(bits) == (count + 7) // 8
+    assert [bool(bits[row // 8] & 1 << row % 8) for row in range(100)] == [row in rows for row in range(100)]
+    step = frames.Step(1, 200, 1, 0, bytes(8), bits)
+    assert (step.path, step.anchor) == (sorted(rows), 200 - len(rows))
+
+
 @pytest.mark.parametrize("left_out", [0, 1, 2])
 def test_the_last_fields_of_a_step_may_be_left_out(left_out: int) -> None:
     fields = [7, 9, 1, 0, bytes(8), b"", b""]
@@ -135,10 +167,11 @@ def test_a_header_that_does_not_fit_its_length_field_is_not_sent() -> None:
         (Kind.STEP, [0, 0, 1.0, 0, bytes(8)]),
         (Kind.STEP, [0, 0, 1, 0]),
         (Kind.STEP, [0, 0, 1, 0, bytes(8), 0]),
-        (Kind.STEP, [0, 0, 1, 0, bytes(8), [0], b""]),  # distances are bytes
+        (Kind.STEP, [0, 0, 1, 0, bytes(8), 1, b""]),  # bits and distances are bytes
+        (Kind.STEP, [0, 0, 1, 0, bytes(8), [0], b""]),
         (Kind.STEP, [0, 0, 1, 0, bytes(8), b"", "\x01"]),
         (Kind.STEP, [0, 0, 1, 0, bytes(8), b"", None]),
-        (Kind.STEP, [0, 0, 1, 0, bytes(8), bytes(frames.MAX_STEP_POSITIONS + 1), b""]),
+        (Kind.STEP, [0, 0, 1, 0, bytes(8), bytes(frames.MAX_STEP_POSITIONS // 8 + 1), b""]),
         (Kind.STEP, [0, 0, 1, 0, bytes(8), b"", bytes(frames.MAX_STEP_POSITIONS + 1)]),
         (Kind.STEP, [0, 0, 1, 0, bytes(8), b"", b"", b""]),
         (Kind.STEP, {"sequence": 0}),

@@ -1,11 +1,14 @@
-"""Guesses, kept paths and what a resume does to them, rule by rule, each half of the session played by hand."""
+"""Guesses, kept paths and what a resume does to them, rule by rule, each half of the session played by hand.
+
+A step names a path by one bit for each row it might have led through, lowest first: 0b101 is the first and the third.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.wire.conftest import HIDDEN, ROW, answer, decoded, digest, rows, run
+from tests.wire.conftest import HIDDEN, ROW, answer, decoded, digest, opened, rows, run
 
 from cutlayer.errors import ProtocolError, RefusedError, RemoteCode
 from cutlayer.wire import frames
@@ -43,9 +46,31 @@ def test_a_kept_path_goes_with_the_next_step(client: ClientSession) -> None:
     tree_of(client)
     frame = frames.decode(client.step(7, rows(2, 2), path=bytes([0, 2, 4]), parents=bytes([1, 2])))
     kept = digest(rows(4) + row(0, 1) + row(2, 1) + row(4, 1))
-    assert frame.header == frames.Step(3, 7, 2, 0, kept, bytes([0, 2, 4]), bytes([1, 2]))
+    assert frame.header == frames.Step(3, 7, 2, 0, kept, bytes([0b10101]), bytes([1, 2]))
+    assert (frame.header.anchor, frame.header.path) == (4, [0, 2, 4])
     assert bytes(frame.payload) == rows(2, 2)
     assert client.sent == 9
+
+
+@pytest.mark.parametrize("path", [[0], [1], [0, 2], [0, 3], [0, 2, 4]])
+@pytest.mark.parametrize("held", [4, 125, 253])
+def test_a_steps_length_tells_nothing_of_the_path(held: int, path: list[int]) -> None:
+    """Nor of where it leads to: small positions have shorter numbers elsewhere."""
+    client = opened(max_positions=300, max_step_positions=300)
+    answer(client, client.step(0, rows(held)))
+    answer(client, client.step(held, rows(5, 1), parents=bytes([1, 2, 2, 3, 2])))
+    frame = client.step(held + len(path), rows(5, 2), path=path, parents=bytes([1] * 5))
+    assert len(frame) == 32 + 5 * ROW
+
+
+def test_a_path_among_more_rows_than_a_step_can_name_is_not_sent() -> None:
+    """It could begin later: all before the first branch stay as they are."""
+    client = opened(max_positions=5000, max_step_positions=4096)
+    answer(client, client.step(0, rows(4096)))
+    answer(client, client.step(4096, rows(2, 1), parents=bytes([1, 2])))
+    with pytest.raises(ProtocolError, match="among the 4098 rows from position 0 on"):
+        client.step(4097, rows(1, 2), path=range(4097))
+    assert decoded(client.step(4097, rows(1, 2), path=[1], parents=bytes([1]))).kept == bytes([0b10])
 
 
 @pytest.mark.parametrize(
@@ -60,7 +85,11 @@ def test_a_kept_path_goes_with_the_next_step(client: ClientSession) -> None:
         (2, [0, 2, 4], [], "cannot roll back to position -1"),
         (9, [], [1, 1], "2 parents for 1 positions"),
         (9, [], [0], "follows one 0 back"),
+        (9, [], [256], "follows one 256 back; 1 to 255"),
+        (9, [], [-1], "follows one -1 back"),
         (2, [], [4], "follows one 4 back"),
+        (6, [0, 300], [], "does not follow"),
+        (5, [-1], [], "does not follow"),
     ],
 )
 def test_what_is_no_path_or_parent_is_not_sent(
@@ -68,7 +97,7 @@ def test_what_is_no_path_or_parent_is_not_sent(
 ) -> None:
     tree_of(client)
     with pytest.raises(ProtocolError, match=words):
-        client.step(base, rows(1, 2), bytes(path), bytes(parents))
+        client.step(base, rows(1, 2), path, parents)
     assert (client.sent, client.outstanding) == (9, 0)
     assert decoded(client.step(9, rows(1, 3))).sequence == 3
 
@@ -112,7 +141,7 @@ def test_a_tree_is_replayed_as_a_tree(client: ClientSession) -> None:
     client.resume()
     client.receive(frames.encode(frames.Resumed(2, 3, digest(rows(3)))))
     headers = [decoded(again.frame) for again in client.replay(4 * ROW)]
-    assert [(step.base, step.count, step.path, list(step.parents)) for step in headers] == [
+    assert [(step.base, step.count, step.kept, list(step.parents)) for step in headers] == [
         (3, 4, b"", [1, 1, 2, 2]),
         (7, 2, b"", [3, 2]),
         (9, 2, b"", [3, 1]),
@@ -148,26 +177,28 @@ def test_both_halves_agree_on_a_kept_path(client: ClientSession, server: ServerS
 @pytest.mark.parametrize(
     "changed",
     [
-        {"path": bytes([0, 4])},  # row 8 does not follow row 4
-        {"path": bytes([2, 0])},
-        {"path": bytes([0, 0])},
-        {"path": bytes([0, 5])},  # not held
-        {"path": bytes([0, 255])},
-        {"base": 1, "path": bytes([0, 2])},
-        {"base": 8, "path": bytes([0, 2])},  # from within the guesses
+        {"kept": bytes([0b10001])},  # row 8 does not follow row 4
+        {"kept": bytes([0b11])},  # siblings
+        {"kept": bytes([0b10100])},  # begins in the air
+        {"kept": bytes([0b100001])},  # not held
+        {"kept": bytes([0b1, 0b1])},
+        {"kept": bytes([0b1, *bytes(510), 0b10000000])},
+        {"kept": b"\xff" * 512},
+        {"base": 1, "kept": bytes([0b101])},
+        {"base": 8, "kept": bytes([0b101])},  # from within the guesses
         {"parents": bytes([1])},
         {"parents": bytes([1, 1, 1])},
         {"parents": bytes([1, 0])},
         {"parents": bytes([8, 1])},
-        {"base": 60, "path": bytes(60)},
+        {"base": 60, "kept": b"\xff" * 8},
     ],
-    ids=str,
+    ids=lambda changed: str(changed)[:40],
 )
 def test_what_is_no_path_or_parent_is_refused_and_changes_nothing(
     server: ServerSession, changed: dict[str, Any]
 ) -> None:
     grown(server)
-    right = {"sequence": 3, "base": 6, "count": 2, "flags": 0, "digest": digest(KEPT), "path": bytes([0, 2])}
+    right = {"sequence": 3, "base": 6, "count": 2, "flags": 0, "digest": digest(KEPT), "kept": bytes([0b101])}
     for _ in range(2):
         with pytest.raises(RefusedError) as caught:
             server.accept(frames.Step(**{**right, **changed}), memoryview(rows(2, 2)))
@@ -176,17 +207,23 @@ def test_what_is_no_path_or_parent_is_refused_and_changes_nothing(
     server.accept(frames.Step(**right), memoryview(rows(2, 2)))
 
 
+def test_bits_of_no_row_may_be_sent_as_long_as_they_are_0(server: ServerSession) -> None:
+    """The two may differ on how many rows lie beside the path, but not on it."""
+    grown(server)
+    server.accept(frames.Step(3, 6, 2, 0, digest(KEPT), bytes([0b101, 0, 0])), memoryview(rows(2, 2)))
+
+
 def test_a_path_is_kept_once_in_an_epoch(server: ServerSession) -> None:
     """After it the slots are others, so the same step again names no path, or one with another digest."""
     grown(server)
-    step = frames.Step(3, 6, 2, 0, digest(KEPT), bytes([0, 2]), bytes([1, 2]))
+    step = frames.Step(3, 6, 2, 0, digest(KEPT), bytes([0b101]), bytes([1, 2]))
     server.accept(step, memoryview(rows(2, 2)))
     server.commit(step, memoryview(rows(2, 2)))
     with pytest.raises(RefusedError) as caught:
         server.accept(step, memoryview(rows(2, 2)))
     assert caught.value.code is RemoteCode.BAD_STEP
     assert server.position == 8
-    alike = frames.Step(3, 5, 1, 0, digest(rows(4) + row(1, 1)), bytes([3]))
+    alike = frames.Step(3, 5, 1, 0, digest(rows(4) + row(1, 1)), bytes([0b1000]))
     with pytest.raises(RefusedError) as caught:
         server.accept(alike, memoryview(rows(1, 2)))
     assert server.position == 8

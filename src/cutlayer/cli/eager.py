@@ -19,7 +19,7 @@ _LOOK_S: Final = 0.25
 
 
 class EagerPrefill:
-    """Within, the conversation and the whole words of the line being typed are sent as they come.
+    """Within, the conversation and the whole words of the line being typed are sent as they come; see `Client.prime`.
 
     Args:
         client: its session is used by this object's thread until the end of the ``with``.
@@ -49,16 +49,16 @@ class EagerPrefill:
 
         sent = None
         while not self._done.wait(_LOOK_S):
-            words = self._line().rpartition(" ")[0]
-            if words == sent:
+            line = self._line()
+            if line == sent:
                 continue
             try:
-                self._client.prime([*self._messages, Message("user", words)], cancelled=self._done.is_set)
+                self._client.prime([*self._messages, Message("user", line)], cancelled=self._done.is_set)
             except CancelledError:
                 return
             except CutlayerError:
                 return  # the question itself will meet the same trouble, and say so
-            sent = words
+            sent = line
 
 
 def typed_line() -> Callable[[], str] | None:

@@ -6,7 +6,6 @@ with cutlayer.connect("wss://gpu.example:8443", keys="keys/client") as client:
 
 from __future__ import annotations
 
-import itertools
 import math
 import secrets
 from pathlib import Path
@@ -179,6 +178,8 @@ class Client:
         Raises:
             InputError: the prompt is empty, does not fit, or an option is out of range.
         """
+        if max_tokens < (0 if prompt_logprobs else 1):
+            raise InputError(f"max tokens must be at least 1, not {max_tokens}")
         request = Request(
             prompt=self.encode(prompt, raw=raw),
             max_tokens=max_tokens,
@@ -187,15 +188,19 @@ class Client:
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
         )
-        if len(request.prompt) > self._remote.max_positions:
-            raise InputError(
-                f"the prompt has {len(request.prompt)} tokens, the session holds {self._remote.max_positions}; "
-                "shorten it or raise the server's --max-positions"
-            )
-        labels = {"defence": self.defence.describe(), "cut": str(self.cut)}
-        sampler = Sampler(sampling or Sampling(), mask)
-        drafting = self._drafting if speculate else None
-        return Generation(request, self._decoder, sampler, self.tokenizer, self._remote.traffic, drafting, labels)
+        return self._begin(request, Sampler(sampling or Sampling(), mask), self._drafting if speculate else None)
+
+    def prefill(self, prompt: Sequence[int]) -> Generation:
+        """Send what this session lacks of a prompt and generate nothing: a later `generate` that begins so has less to send.
+
+        Args:
+            prompt: token ids. Where the session holds all of them, nothing is sent and nothing rolled back.
+
+        Raises:
+            InputError: the prompt does not fit.
+        """
+        request = Request(prompt=list(prompt), max_tokens=0, stop_ids=frozenset(), stop=())
+        return self._begin(request, Sampler(Sampling()), self._drafting)
 
     def prime(self, messages: Sequence[Message], *, cancelled: Callable[[], bool] = lambda: False) -> int:
         """Send what is certain of a conversation whose last message is still being written, so that `generate` has less to send.
@@ -203,7 +208,7 @@ class Client:
         What is written differently in the end is rolled back; the server has seen it then.
 
         Args:
-            messages: the last one as far as it is written.
+            messages: the last one as far as it is written; see `Tokenizer.certain`.
             cancelled: asked before each chunk is sent.
 
         Returns:
@@ -213,14 +218,9 @@ class Client:
             InputError: it does not fit the session, or the template refuses it.
             CancelledError: `cancelled` said so; what was sent stays.
         """
-        last = messages[-1]
-        longer = [*messages[:-1], Message(last.role, f"{last.content} 0")]
-        pairs = zip(self.encode(messages), self.encode(longer), strict=False)
-        certain = [one for one, other in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
-        if not certain or list(self.held[: len(certain)]) == certain:
-            return 0
-        rest = self._decoder.reuse(certain)
-        self._decoder.extend(rest, cancelled=cancelled)
+        rest = self._decoder.reuse(self.tokenizer.certain(messages), least=0)
+        if rest:
+            self._decoder.extend(rest, cancelled=cancelled)
         return len(rest)
 
     def forget(self) -> None:
@@ -245,6 +245,15 @@ class Client:
         if self._drafting is not None:
             self._drafting.close()
         self._remote.close()
+
+    def _begin(self, request: Request, sampler: Sampler, drafting: Drafting | None) -> Generation:
+        if len(request.prompt) > self._remote.max_positions:
+            raise InputError(
+                f"the prompt has {len(request.prompt)} tokens, the session holds {self._remote.max_positions}; "
+                "shorten it or raise the server's --max-positions"
+            )
+        labels = {"defence": self.defence.describe(), "cut": str(self.cut)}
+        return Generation(request, self._decoder, sampler, self.tokenizer, self._remote.traffic, drafting, labels)
 
     def _new_drafting(self) -> Drafting | None:
         chosen, padded = self.options.speculate, self.options.pad_drafts

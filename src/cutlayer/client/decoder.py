@@ -245,7 +245,9 @@ class Decoder:
             started = time.perf_counter()
             for part in filter(len, (range(first + 1), range(first + 1, len(tokens)))):
                 rows = slice(part.start, part.stop)
-                trip.under_way.append(self._send(tokens[rows], [row - parents[row] for row in part]))
+                # Of a chain as well, once there are guesses: the length of a step is to tell their number and nothing else.
+                backs = [row - parents[row] for row in part] if draft else ()
+                trip.under_way.append(self._send(tokens[rows], backs))
             sent = time.perf_counter() - started
         self.last_timing = StepTiming(sent, sent, 0.0, 0, len(tokens))
         self._receive(trip)
@@ -281,9 +283,7 @@ class Decoder:
             self._receive(trip)
         for held in (self._head_cache, self._tail_cache, self._history):
             held.keep(trip.base, rows)
-        if all(row == number and trip.parents[row] == row - 1 for number, row in enumerate(rows)):
-            self._remote.keep(trip.base + len(rows), ())  # nothing moves: the next step need not speak of it
-        else:
+        if len(trip.tokens) > 1:  # also where nothing moves, or the length of the next step would tell
             self._remote.keep(trip.base, rows)
         self.ids += [trip.tokens[row] for row in rows]
         self._trip = None
@@ -296,14 +296,20 @@ class Decoder:
         for cache in (self._head_cache, self._tail_cache):
             cache.rollback(min(position, cache.position))
 
-    def reuse(self, ids: Sequence[int]) -> Sequence[int]:
-        """Roll back to the longest common prefix with `ids` and return the ids still to send, at least one."""
+    def reuse(self, ids: Sequence[int], least: int = 1) -> Sequence[int]:
+        """Roll back to the longest common prefix with `ids` and return the ids still to send.
+
+        Args:
+            ids: what is to be held.
+            least: ids to send in any case: one gives the logits after the last. With none to send, nothing is rolled back.
+        """
         common = 0
-        for held, wanted in zip(self.ids, ids[:-1], strict=False):
+        for held, wanted in zip(self.ids, ids[: len(ids) - least], strict=False):
             if held != wanted:
                 break
             common += 1
-        self.rollback(common)
+        if common < len(ids):
+            self.rollback(common)
         return ids[common:]
 
     @property
@@ -318,8 +324,6 @@ class Decoder:
 
     def _send(self, ids: Sequence[int], backs: Sequence[int] = ()) -> _Sent:
         """Run tokens through the head and send what leaves it; `backs` as in `Tree.extend`."""
-        if all(back == 1 for back in backs):
-            backs = ()  # a chain says so by saying nothing
         base = self._head_cache.position
         tokens = torch.tensor([ids], device=self._device)  # [1, T]
         with self._turn:

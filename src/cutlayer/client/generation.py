@@ -79,6 +79,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt: list[int]
     max_tokens: int
+    """0 asks for no answer: the prompt is sent as far as the session lacks it."""
     stop_ids: frozenset[int]
     stop: tuple[str, ...]
     logprobs: int | None = None
@@ -87,8 +88,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Report the prompt's tokens too, with as many. The prompt is then sent whole, whatever the session holds."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens < (0 if self.prompt_logprobs else 1):
-            raise InputError(f"max tokens must be at least 1, not {self.max_tokens}")
+        if self.max_tokens < 0:
+            raise InputError(f"max tokens must not be negative, as {self.max_tokens} is")
         if any(not text for text in self.stop):
             raise InputError("a stop string must not be empty")
 
@@ -192,7 +193,7 @@ class Generation:
     def _run(self) -> Generator[Piece, None, None]:
         try:
             first = self._prefill()  # [V]
-            if self._request.max_tokens == 0:
+            if first is None or self._request.max_tokens == 0:
                 self._finish = "length"
             else:
                 yield self._next(first)
@@ -205,8 +206,8 @@ class Generation:
         except CancelledError:
             self._finish = "cancelled"
 
-    def _prefill(self) -> torch.Tensor:
-        """Send what the session lacks of the prompt; logits [V] after it."""
+    def _prefill(self) -> torch.Tensor | None:
+        """Send what the session lacks of the prompt; logits [V] after it. None if it lacks nothing and no token is to follow."""
         request, decoder = self._request, self._decoder
         takers: list[Callable[[Verified], None]] = []
         if request.prompt_logprobs:
@@ -216,8 +217,10 @@ class Generation:
             takers.append(collected.take)
         if self._drafting is not None and self._drafting.wants_prompt:
             takers.append(self._drafting.observe)
-        rest = decoder.reuse(request.prompt)
+        rest = decoder.reuse(request.prompt, least=min(1, request.max_tokens))
         self.reused = len(request.prompt) - len(rest)
+        if not rest:
+            return None
         logits = decoder.extend(rest, every=_all(takers), cancelled=self._cancelled.is_set)
         self._took()
         return logits

@@ -140,11 +140,12 @@ class RemoteBody:
 
         Raises:
             NonFiniteError: they cannot be encoded.
+            ProtocolError: they do not fit the session, or there is no such path or parent; nothing is sent.
             ConnectionLostError: the server did not come back in time.
         """
         session, rows = self._opened(), self._encoding().encode(hidden)
         anchor, path = self._kept
-        frame = session.step(base, rows, bytes(path[: max(base - anchor, 0)]), bytes(backs))
+        frame = session.step(base, rows, path[: max(base - anchor, 0)], backs)
         self._kept = 0, ()
         try:
             self._send(frame)

@@ -24,6 +24,7 @@ from cutlayer.gateway.completions import completions
 from cutlayer.gateway.metrics import CONTENT_TYPE
 from cutlayer.gateway.observe import Observer
 from cutlayer.gateway.openapi import description
+from cutlayer.gateway.prefill import prefill
 from cutlayer.gateway.problems import ApiError, of_cutlayer
 from cutlayer.gateway.schema.answers import Model, ModelList, Status
 from cutlayer.gateway.service import ClientGoneError
@@ -107,6 +108,7 @@ def _routes(gateway: Gateway) -> list[Route]:
     return [
         Route("/v1/chat/completions", partial(chat, gateway), methods=["POST"]),
         Route("/v1/completions", partial(completions, gateway), methods=["POST"]),
+        Route("/v1/prefill", partial(prefill, gateway), methods=["POST"]),
         Route("/v1/tokenize", partial(tokenize, gateway), methods=["POST"]),
         Route("/v1/detokenize", partial(detokenize, gateway), methods=["POST"]),
         Route("/v1/models", models),

@@ -54,12 +54,7 @@ def _jobs(gateway: Gateway, asked: ChatRequest) -> list[Job]:
     try:
         prompt = gateway.tokenizer.render([turn.message() for turn in asked.messages])
     except InputError:
-        # Not the template's own words, which may quote the conversation.
-        raise ApiError.bad(
-            "the model's chat template refuses this conversation; many want an optional system message first, then user and "
-            "assistant in turn",
-            "messages",
-        ) from None
+        raise ApiError.conversation() from None
     gateway.check_prompt(prompt, "messages")
     gateway.check_bias(asked.logit_bias)
     mask = _mask(gateway, asked)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _GIVEN_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ENDPOINTS: Final = frozenset(
     {
-        "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/tokenize", "/v1/detokenize",
+        "/v1/chat/completions", "/v1/completions", "/v1/prefill", "/v1/models", "/v1/tokenize", "/v1/detokenize",
         "/health", "/ready", "/metrics", "/openapi.json",
     }
 )  # fmt: skip

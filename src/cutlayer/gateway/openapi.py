@@ -8,9 +8,19 @@ import msgspec
 
 import cutlayer
 from cutlayer.gateway.problems import ProblemAnswer
-from cutlayer.gateway.schema.answers import ChatCompletion, Completion, Detokenized, Model, ModelList, Status, Tokens
+from cutlayer.gateway.schema.answers import (
+    ChatCompletion,
+    Completion,
+    Detokenized,
+    Model,
+    ModelList,
+    Prefilled,
+    Status,
+    Tokens,
+)
 from cutlayer.gateway.schema.chat import ChatRequest
 from cutlayer.gateway.schema.completion import CompletionRequest
+from cutlayer.gateway.schema.prefill import PrefillRequest
 from cutlayer.gateway.tokens import DetokenizeRequest, TokenizeRequest
 
 _REF: Final = "#/components/schemas/{name}"
@@ -24,12 +34,13 @@ _ERRORS: Final = {
     "413": "The body is too long.",
     "415": "The body is not JSON.",
     "421": "The Host header names another server.",
-    "429": "All sessions are busy and the queue is full; see Retry-After.",
+    "429": "All sessions are busy, and the queue is full (see Retry-After) or the request is a hint, which does not wait.",
     "502": "The server that runs the model failed.",
     "503": "The server that runs the model is away or full; see Retry-After.",
     "504": "The server that runs the model took the request and then said nothing.",
 }
 _NEEDS_SERVER: Final = frozenset({"429", "502", "503", "504"})
+_LOCAL: Final = frozenset({"/v1/tokenize", "/v1/detokenize"})
 
 
 def description(model: str) -> dict[str, Any]:
@@ -41,6 +52,7 @@ def description(model: str) -> dict[str, Any]:
     posts: dict[str, tuple[str, type, type, str | None]] = {
         "/v1/chat/completions": ("Continue a conversation.", ChatRequest, ChatCompletion, "text/event-stream"),
         "/v1/completions": ("Continue texts, or score them.", CompletionRequest, Completion, "text/event-stream"),
+        "/v1/prefill": ("Have a prompt sent while its last message is being typed.", PrefillRequest, Prefilled, None),
         "/v1/tokenize": ("Token ids of a text or a conversation.", TokenizeRequest, Tokens, None),
         "/v1/detokenize": ("Text of token ids.", DetokenizeRequest, Detokenized, None),
     }
@@ -54,8 +66,8 @@ def description(model: str) -> dict[str, Any]:
     kinds += [kind for _, kind in gets.values()] + [ProblemAnswer]
     references, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     schemas = dict(zip(kinds, references, strict=True))
-    for name in ("ChatRequest", "CompletionRequest", "TokenizeRequest", "DetokenizeRequest"):
-        _name_model(components[name], model)
+    for _, asked, _, _ in posts.values():
+        _name_model(components[asked.__name__], model)
 
     def answers(schema: dict[str, Any], stream: str | None, errors: frozenset[str]) -> dict[str, Any]:
         content: dict[str, Any] = {"application/json": {"schema": schema}}
@@ -69,7 +81,7 @@ def description(model: str) -> dict[str, Any]:
     everything = frozenset(_ERRORS)
     paths: dict[str, Any] = {}
     for path, (summary, asked, answered, stream) in posts.items():
-        errors = everything if stream else everything - _NEEDS_SERVER
+        errors = everything - _NEEDS_SERVER if path in _LOCAL else everything
         paths[path] = {
             "post": {
                 "summary": summary,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cutlayer.errors import ConnectionLostError, CutlayerError
 from cutlayer.gateway.fair_queue import FairQueue
@@ -67,12 +67,7 @@ class Slot:
     def holds(self, prompt: Sequence[int]) -> tuple[int, int]:
         """Tokens `prompt` begins with that are held, and tokens held in all."""
         held = self._session.held if self._session is not None else ()
-        common = 0
-        for ours, theirs in zip(held, prompt, strict=False):
-            if ours != theirs:
-                break
-            common += 1
-        return common, len(held)
+        return _common(held, prompt), len(held)
 
     def prepare(self, owner: str) -> Session:
         """The session, opened or exchanged if need be.
@@ -103,6 +98,13 @@ class Slot:
             session.close()
 
 
+class _Use(NamedTuple):
+    """What a place is in use for."""
+
+    owner: str
+    prompt: Sequence[int]
+
+
 class SessionPool:
     """Places for sessions.
 
@@ -121,7 +123,7 @@ class SessionPool:
         changed: Callable[[int, int], None] = lambda used, queue: None,
     ) -> None:
         self.slots = [Slot(first, first), *(Slot(first) for _ in range(sessions - 1))]
-        self._free = set(self.slots)
+        self._uses: dict[Slot, _Use] = {}
         self._queue: FairQueue[tuple[Sequence[int], asyncio.Future[Slot]]] = FairQueue(waiting)
         self._changed = changed
         self._seconds = 1.0
@@ -138,7 +140,34 @@ class SessionPool:
     @property
     def in_use(self) -> int:
         """Places in use."""
-        return len(self.slots) - len(self._free)
+        return len(self._uses)
+
+    @property
+    def has_free(self) -> bool:
+        """Whether a place is free that nobody waits for."""
+        return self.in_use < len(self.slots) and not self._queue
+
+    def in_use_for(self, owner: str, prompt: Sequence[int]) -> list[Slot]:
+        """Places in use by the same API key for conversations that `prompt` continues."""
+        return [
+            slot
+            for slot, use in self._uses.items()
+            if use.owner == owner and _continues(_common(use.prompt, prompt), len(use.prompt))
+        ]
+
+    def take_free(self, owner: str, prompt: Sequence[int]) -> Slot | None:
+        """A place without waiting, or None; see `take`.
+
+        Raises:
+            ApiError: 503 shutting down.
+        """
+        if self._draining:
+            raise ApiError.away("this gateway is shutting down")
+        if not self.has_free:
+            return None
+        slot = self._best(owner, prompt)
+        self._take(slot, _Use(owner, prompt))
+        return slot
 
     async def take(self, owner: str, prompt: Sequence[int]) -> Slot:
         """Wait for a place; `give` it back.
@@ -150,11 +179,8 @@ class SessionPool:
         Raises:
             ApiError: 429 too many wait already, 503 shutting down.
         """
-        if self._draining:
-            raise ApiError.away("this gateway is shutting down")
-        if self._free and not self._queue:
-            slot = self._best(owner, prompt)
-            self._take(slot)
+        slot = self.take_free(owner, prompt)
+        if slot is not None:
             return slot
         future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
         waiter = (prompt, future)
@@ -186,12 +212,12 @@ class SessionPool:
         slot.used = time.monotonic()
         if seconds:
             self._seconds += _SMOOTHING * (seconds - self._seconds)
-        self._free.add(slot)
-        while self._free and (turn := self._queue.next()) is not None:
+        del self._uses[slot]
+        while self.in_use < len(self.slots) and (turn := self._queue.next()) is not None:
             owner, (prompt, future) = turn
             if not future.done():
                 chosen = self._best(owner, prompt)
-                self._take(chosen)
+                self._take(chosen, _Use(owner, prompt))
                 future.set_result(chosen)
         if not self.in_use:
             self._idle.set()
@@ -212,25 +238,27 @@ class SessionPool:
 
     def abort(self) -> None:
         """Break off what is in progress."""
-        for slot in self.slots:
-            if slot not in self._free:
-                slot.abort()
+        for slot in self._uses:
+            slot.abort()
 
     def close(self) -> None:
         """Close all sessions that are not in use. Blocks."""
-        for slot in self._free:
+        for slot in self._free():
             slot.discard()
 
-    def _take(self, slot: Slot) -> None:
-        self._free.discard(slot)
+    def _free(self) -> list[Slot]:
+        return [slot for slot in self.slots if slot not in self._uses]
+
+    def _take(self, slot: Slot, use: _Use) -> None:
+        self._uses[slot] = use
         self._idle.clear()
         self._tell()
 
     def _best(self, owner: str, prompt: Sequence[int]) -> Slot:
-        free = [slot for slot in self.slots if slot in self._free]
+        free = self._free()
         ours = [slot for slot in free if slot.owner == owner]
         common = {slot: slot.holds(prompt) for slot in ours}
-        going_on = [slot for slot in ours if common[slot][0] and common[slot][0] >= _CONTINUES * common[slot][1]]
+        going_on = [slot for slot in ours if _continues(*common[slot])]
         if going_on:
             return max(going_on, key=lambda slot: (common[slot][0], -slot.used))
         unused = [slot for slot in free if slot.owner is None]
@@ -246,3 +274,18 @@ class SessionPool:
 
     def _tell(self) -> None:
         self._changed(self.in_use, len(self._queue))
+
+
+def _common(ids: Sequence[int], prompt: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    common = 0
+    for ours, theirs in zip(ids, prompt, strict=False):
+        if ours != theirs:
+            break
+        common += 1
+    return common
+
+
+def _continues(common: int, length: int) -> bool:
+    """Whether a prompt goes on with a conversation of that length, of which it begins with `common` tokens."""
+    return common > 0 and common >= _CONTINUES * length

@@ -75,6 +75,15 @@ class ApiError(Exception):
         return cls(400, message, param=param, code=code)
 
     @classmethod
+    def conversation(cls) -> ApiError:
+        """Status 400: the chat template refuses it. Not in the template's own words, which may quote it."""
+        return cls.bad(
+            "the model's chat template refuses this conversation; many want an optional system message first, then user and "
+            "assistant in turn",
+            "messages",
+        )
+
+    @classmethod
     def away(cls, message: str, retry_s: int = RETRY_S) -> ApiError:
         """Status 503: this gateway is well, what it needs is not."""
         return cls(503, message, "server_error", code="server_unavailable", retry_s=retry_s)

@@ -47,6 +47,29 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: bool = False
     mask: Callable[[], TokenMask] | None = None
 
+    def begin(self, session: Session) -> Generating:
+        """Ask for it."""
+        return session.generate(
+            self.prompt,
+            max_tokens=self.max_tokens,
+            sampling=self.sampling,
+            stop=self.stop,
+            logprobs=self.logprobs,
+            prompt_logprobs=self.prompt_logprobs,
+            mask=self.mask() if self.mask is not None else None,
+        )
+
+
+class Prefill(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt to be sent, and no answer to it yet."""
+
+    index: int = 0
+    prompt: list[int]
+
+    def begin(self, session: Session) -> Generating:
+        """Ask for it."""
+        return session.prefill(self.prompt)
+
 
 class Begun(msgspec.Struct, frozen=True):
     """The prompt was sent and the first token is on its way, if there is to be one."""
@@ -100,7 +123,7 @@ class Run:
 
     def __init__(
         self,
-        jobs: Sequence[Job],
+        jobs: Sequence[Job | Prefill],
         owner: str,
         pool: SessionPool,
         slot: Slot,
@@ -188,16 +211,8 @@ class Run:
         self._put(last, released)
         self.ended.set_result(None)
 
-    def _answer(self, session: Session, job: Job) -> None:
-        generation = session.generate(
-            job.prompt,
-            max_tokens=job.max_tokens,
-            sampling=job.sampling,
-            stop=job.stop,
-            logprobs=job.logprobs,
-            prompt_logprobs=job.prompt_logprobs,
-            mask=job.mask() if job.mask is not None else None,
-        )
+    def _answer(self, session: Session, job: Job | Prefill) -> None:
+        generation = job.begin(session)
         self._generation = generation
         if self._cancelled.is_set():  # said between the last look and now
             generation.cancel()
@@ -223,7 +238,7 @@ class Run:
             self._begun(job, generation)
         self._emit(Ended(job.index, reason, generation.hit_stop_string, len(generation.token_ids)))
 
-    def _begun(self, job: Job, generation: Generating) -> None:
+    def _begun(self, job: Job | Prefill, generation: Generating) -> None:
         self._emit(Begun(job.index, generation.reused, generation.prompt_logprobs))
 
     def _give_up(self, error: CutlayerError | None) -> None:

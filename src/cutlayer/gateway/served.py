@@ -86,6 +86,14 @@ class Session(Protocol):
         """
         ...
 
+    def prefill(self, prompt: Sequence[int]) -> Generating:
+        """Send what is not held of a prompt, and generate nothing.
+
+        Raises:
+            InputError: nothing that is sent is held for a later prompt.
+        """
+        ...
+
     def another(self) -> Session:
         """A further session, with nothing held in common."""
         ...

@@ -12,6 +12,7 @@ import msgspec
 
 from cutlayer.errors import CutlayerError
 from cutlayer.gateway.body import BodyLimits, decode, read_body
+from cutlayer.gateway.hints import Hints
 from cutlayer.gateway.logs import place_of, request_logger
 from cutlayer.gateway.metrics import Metrics
 from cutlayer.gateway.pool import SessionPool
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from cutlayer.gateway.body import Refusals
-    from cutlayer.gateway.run import Job
+    from cutlayer.gateway.pool import Slot
+    from cutlayer.gateway.run import Job, Prefill
     from cutlayer.gateway.served import Served
 
 T = TypeVar("T")
@@ -93,6 +95,7 @@ class Gateway:
         }
         """Of every answer."""
         self.pool = SessionPool(self.session, self.limits.sessions, self.limits.queue, self.metrics.pool)
+        self._hints = Hints(self.pool)
         self._executor = ThreadPoolExecutor(self.limits.sessions, thread_name_prefix="session")
         self._runs: set[Run] = set()
         self._well = True
@@ -155,16 +158,27 @@ class Gateway:
         Raises:
             ApiError: too many wait already, or shutting down.
         """
-        owner = owner_of(request)
-        slot = await self.pool.take(owner, jobs[0].prompt)
-        run = Run(jobs, owner, self.pool, slot, self._executor, self.metrics, self.report, arrival_of(request))
+        owner, prompt = owner_of(request), jobs[0].prompt
+        await self._hints.make_way(owner, prompt)
+        slot = await self.pool.take(owner, prompt)
+        return await _begun(self._run(request, jobs, slot))
+
+    async def hint(self, request: Request, prefill: Prefill) -> Run:
+        """Send a prompt that is not complete, in a session that is free now. As `start` otherwise.
+
+        Raises:
+            ApiError: none is free, or shutting down.
+        """
+        slot = self._hints.take(owner_of(request), prefill.prompt)
+        run = self._run(request, [prefill], slot)
+        self._hints.add(run, slot)
+        return await _begun(run)
+
+    def _run(self, request: Request, jobs: Sequence[Job | Prefill], slot: Slot) -> Run:
+        owner, since = owner_of(request), arrival_of(request)
+        run = Run(jobs, owner, self.pool, slot, self._executor, self.metrics, self.report, since)
         self._runs.add(run)
         run.ended.add_done_callback(lambda _: self._runs.discard(run))
-        try:
-            await run.begun.wait()
-        except asyncio.CancelledError:
-            run.cancel()
-            raise
         return run
 
     def ledger(self, run: Run) -> dict[str, str]:
@@ -248,6 +262,16 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
                 pending.cancel()
                 with suppress(asyncio.CancelledError):
                     await pending
+
+
+async def _begun(run: Run) -> Run:
+    """Wait for its first event; being cancelled meanwhile ends it."""
+    try:
+        await run.begun.wait()
+    except asyncio.CancelledError:
+        run.cancel()
+        raise
+    return run
 
 
 async def _disconnected(request: Request) -> None:

@@ -30,8 +30,12 @@ UPLINK_OVERHEAD: Final = 22
 DOWNLINK_OVERHEAD: Final = 16
 """Bytes around the hidden states of one RESULT."""
 
-WIRE_BYTES: Final[dict[str, int]] = {"fp32": 4, "bf16": 2, "fp16": 2}
-"""Bytes per number of each codec (`cutlayer.wire.codecs`, which this package must not import)."""
+_FLOATS: Final[dict[str, int]] = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Bytes per number of the codecs that send numbers as they are (`cutlayer.wire.codecs`, which this package must not import)."""
+_INTEGERS: Final[dict[str, tuple[int, int]]] = {"int8": (8, 64), "int4": (4, 32)}
+"""Bits per number, and numbers per group, of the codecs that round."""
+_KEPT_CHANNELS: Final = 8
+"""Of a rounded row: sent apart, with two bytes for the place and two for the value. A group's scale takes two as well."""
 LOSSLESS: Final[dict[DtypeName, str]] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 KV_POSITIONS: Final = 1024
@@ -160,11 +164,20 @@ def cut_cost(parameters: Parameters, cut: Cut, conditions: Conditions, wire: dic
     )
 
 
+def row_bytes(hidden_size: int) -> dict[str, int]:
+    """Bytes of one position's hidden states, by codec."""
+    rows = {codec: hidden_size * width for codec, width in _FLOATS.items()}
+    for codec, (bits, group) in _INTEGERS.items():
+        groups = math.ceil(hidden_size / group)
+        rows[codec] = groups * (2 + group * bits // 8) + 4 * min(_KEPT_CHANNELS, hidden_size)
+    return rows
+
+
 def wire_bytes(hidden_size: int) -> dict[str, WireBytes]:
     """Bytes per token by codec."""
     return {
-        codec: WireBytes(up=hidden_size * width + UPLINK_OVERHEAD, down=hidden_size * width + DOWNLINK_OVERHEAD)
-        for codec, width in WIRE_BYTES.items()
+        codec: WireBytes(up=row + UPLINK_OVERHEAD, down=row + DOWNLINK_OVERHEAD)
+        for codec, row in row_bytes(hidden_size).items()
     }
 
 

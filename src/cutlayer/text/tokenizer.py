@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+import re
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from transformers import AutoTokenizer, GenerationConfig
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_WHOLE_WORDS: Final = re.compile(r"(.*\S)?\s+", re.DOTALL)
+"""Up to the last blank, which shows that the word before it is complete."""
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +90,24 @@ class Tokenizer:
             # Templates raise whatever their author chose, mostly jinja2 errors.
             raise InputError(f"the model's chat template refuses this conversation: {error}") from error
         return _not_empty(encoded["input_ids"])
+
+    def certain(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids that a conversation begins with however its last message goes on; it may be half written.
+
+        They are those of its whole words: the last one, with no blank after it, may become another. What the template puts
+        behind the message, and a token that would merge with what is written next, are told by comparing two ways to go on.
+
+        Raises:
+            InputError: the model has no chat template that takes them.
+        """
+        if not messages:
+            return []
+        *earlier, last = messages
+        written = _WHOLE_WORDS.match(last.content)
+        words, blank = (written[1] or "", written[0]) if written else ("", "")
+        one, other = (self.render([*earlier, Message(last.role, text)]) for text in (f"{words}  ", f"{blank}0"))
+        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+        return [token for token, _ in pairs]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""

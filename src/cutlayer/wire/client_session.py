@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from cutlayer.errors import ProtocolError, RemoteError
 from cutlayer.tree import check_backs
 from cutlayer.wire import frames
+from cutlayer.wire.bitmap import bitmap
 from cutlayer.wire.frames import NO_REPLY, Kind
 from cutlayer.wire.prefix import PrefixDigests
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from cutlayer.types import Cut
 
@@ -111,7 +112,7 @@ class ClientSession:
         self._asked = frames.Resumed
         return frames.encode(frames.Resume(self.id, self.epoch, self._agreed))
 
-    def step(self, base: int, rows: bytes, path: bytes = b"", parents: bytes = b"") -> bytes:
+    def step(self, base: int, rows: bytes, path: Sequence[int] = (), parents: Sequence[int] = ()) -> bytes:
         """Send `rows` as the positions from `base` on, rolling back to `base` first if it lies behind.
 
         Answers to earlier steps that are rolled back are dropped when they come.
@@ -119,8 +120,8 @@ class ClientSession:
         Args:
             base: first of the positions.
             rows: encoded hidden states.
-            path: which of the rows sent last to keep before; see `frames.Step`.
-            parents: what each row follows; see `frames.Step`.
+            path: which of the rows sent last to keep before; see `Tree.keep`. They end at `base`.
+            parents: what each row follows; see `Tree.extend`.
 
         Raises:
             ProtocolError: `base` lies beyond what was sent, the rows exceed a limit, or there is no such path or parent.
@@ -137,9 +138,10 @@ class ClientSession:
         anchor = base - len(path)
         tree.check_path(anchor, path)
         check_backs(count, parents, base, tree.trunk_after(anchor, path))
+        kept = self._bitmap(anchor, path)
         self._drop(anchor)
         self._keep(anchor, path)
-        step = self._next_step(base, count, flags=0, path=path, parents=parents)
+        step = self._next_step(base, count, flags=0, kept=kept, parents=bytes(parents))
         self._rows += rows
         self._digests.extend(rows, self.row_bytes, parents)
         self.sent = base + count
@@ -246,7 +248,22 @@ class ClientSession:
             for step, wanted in self._pending
         )
 
-    def _keep(self, anchor: int, path: bytes = b"") -> None:
+    def _bitmap(self, anchor: int, path: Sequence[int]) -> bytes:
+        """A path as a step names it: with a bit for every row it might have led through, so that its length tells no more than
+        how many those were.
+
+        Raises:
+            ProtocolError: they are more than a step can name.
+        """
+        rows = self.sent - anchor if path else 0
+        if rows > frames.MAX_STEP_POSITIONS:
+            raise ProtocolError(
+                f"cannot keep a path among the {rows} rows from position {anchor} on, {frames.MAX_STEP_POSITIONS} at most; "
+                "begin it where they branch"
+            )
+        return bitmap(path, rows)
+
+    def _keep(self, anchor: int, path: Sequence[int] = ()) -> None:
         size = self.row_bytes
         rows = [self._rows[(anchor + distance) * size : (anchor + distance + 1) * size] for distance in path]
         self._rows[anchor * size :] = b"".join(rows)
@@ -254,13 +271,13 @@ class ClientSession:
         self.sent = anchor + len(path)
 
     def _next_step(
-        self, base: int, count: int, flags: int, path: bytes = b"", parents: bytes | None = None
+        self, base: int, count: int, flags: int, kept: bytes = b"", parents: bytes | None = None
     ) -> frames.Step:
         """The next step, of rows held already if no parents are given."""
         self._sequence = (self._sequence + 1) % frames.SEQUENCES
         if parents is None:
             parents = self._digests.tree.backs(base, base + count)
-        return frames.Step(self._sequence, base, count, flags, self._digests.at(base), path, parents)
+        return frames.Step(self._sequence, base, count, flags, self._digests.at(base), kept, parents)
 
     def _result(self, header: frames.Result, payload: memoryview) -> Output | None:
         if not self._pending:

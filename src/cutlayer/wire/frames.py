@@ -19,6 +19,7 @@ import msgspec
 
 from cutlayer.errors import CutError, FrameError, RemoteCode
 from cutlayer.types import Cut, DtypeName
+from cutlayer.wire.bitmap import marked
 from cutlayer.wire.printable import printable
 
 PROTOCOL: Final = 1
@@ -34,6 +35,8 @@ SEQUENCES: Final = 1 << 16
 """Sequence numbers wrap here: only a few steps are ever under way, and two bytes keep the header of a step short."""
 
 _PREFIX: Final = struct.Struct("<BH")
+_UINT32: Final = struct.Struct(">BI")
+"""MessagePack's ``uint 32``: 0xCE and four bytes."""
 
 U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 Sequence = Annotated[int, msgspec.Meta(ge=0, lt=SEQUENCES)]
@@ -42,6 +45,7 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=MAX_STEP_POSITIONS)]
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
 Distances = Annotated[bytes, msgspec.Meta(max_length=MAX_STEP_POSITIONS)]
+Bits = Annotated[bytes, msgspec.Meta(max_length=MAX_STEP_POSITIONS // 8)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
 SessionId = Annotated[bytes, msgspec.Meta(min_length=SESSION_BYTES, max_length=SESSION_BYTES)]
 
@@ -64,6 +68,10 @@ class Kind(IntEnum):
 
 class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Base of all headers."""
+
+    def fields(self) -> tuple[object, ...]:
+        """What is sent, in order."""
+        return msgspec.structs.astuple(self)
 
 
 class Open(Header, frozen=True):
@@ -111,8 +119,8 @@ class Resumed(Header, frozen=True):
 class Step(Header, frozen=True):
     """Client → server: run `count` positions from `base` on. Payload: their hidden states, [count, D].
 
-    A step is a function of its prefix alone: everything the server held from `base` on is forgotten first, or, with a
-    `path`, everything that is not on it. Sending a step again therefore changes nothing.
+    A step is a function of its prefix alone: everything the server held from `base` on is forgotten first, or, if guesses
+    are kept, everything from the anchor on that is not on their path. Sending a step again therefore changes nothing.
     """
 
     sequence: Sequence
@@ -121,15 +129,25 @@ class Step(Header, frozen=True):
     flags: Annotated[int, msgspec.Meta(ge=0, le=1)]
     digest: Digest
     """Digest of the rows [0, base) as the client sent them."""
-    path: Distances = b""
-    """Which guesses turned out right: their distances, ascending, from position `base` − length. They move there."""
+    kept: Bits = b""
+    """Which guesses turned out right: of the rows from the anchor on those that stay, moved together. They end at `base`."""
     parents: Distances = b""
     """For each row, the distance back to the one it follows; empty: each follows the one before it."""
 
     @property
+    def path(self) -> list[int]:
+        """Distances from the anchor to the rows kept."""
+        return marked(self.kept)
+
+    @property
     def anchor(self) -> int:
-        """Positions the path comes after: what is held before them stays as it is."""
-        return self.base - len(self.path)
+        """Positions the rows kept come after: what is held before them stays as it is."""
+        return self.base - int.from_bytes(self.kept).bit_count()
+
+    def fields(self) -> tuple[object, ...]:
+        """See `Header.fields`. What would say nothing is left out: a chain costs nothing for the trees it is not."""
+        optional = (self.kept, self.parents) if self.parents else (self.kept,) if self.kept else ()
+        return self.sequence, _steady(self.base, self.count), self.count, self.flags, self.digest, *optional
 
 
 NO_REPLY: Final = 1
@@ -144,6 +162,10 @@ class Result(Header, frozen=True):
     count: Count
     compute_us: U32
     """Microseconds the server spent in the model."""
+
+    def fields(self) -> tuple[object, ...]:
+        """See `Header.fields`."""
+        return self.sequence, _steady(self.base, self.count), self.count, _steady(self.compute_us, self.count)
 
 
 class Close(Header, frozen=True):
@@ -228,11 +250,7 @@ def encode(header: Header, payload: bytes | memoryview = b"") -> bytes:
     Raises:
         FrameError: the header does not fit.
     """
-    fields = msgspec.structs.astuple(header)
-    if isinstance(header, Step):  # a chain costs nothing for the trees it is not
-        while fields[-1] == b"":
-            fields = fields[:-1]
-    body = _ENCODER.encode(fields)
+    body = _ENCODER.encode(header.fields())
     if len(body) > MAX_HEADER_BYTES:
         raise FrameError(f"header of {len(body)} bytes exceeds {MAX_HEADER_BYTES}")
     return b"".join((_PREFIX.pack(_KIND_OF[type(header)], len(body)), body, payload))
@@ -264,3 +282,12 @@ def decode(data: bytes | memoryview) -> Frame:
         # Cut to size and cleaned: msgspec quotes the values it rejects.
         raise FrameError(f"malformed {kind.name} header: {printable(str(error)[:200])}") from None
     return Frame(header, payload)
+
+
+def _steady(number: int, rows: int) -> int | msgspec.Raw:
+    """A number of a step's header, in the same number of bytes whatever it is.
+
+    Else the length of a message would tell how far a session has come in so many steps: how many guesses were right. The numbers
+    of a step of one row stay as short as they can be; without guesses an observer counts positions anyway.
+    """
+    return number if rows == 1 else msgspec.Raw(_UINT32.pack(0xCE, number))

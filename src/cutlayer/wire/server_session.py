@@ -84,9 +84,10 @@ class ServerSession:
             raise RefusedError(
                 RemoteCode.BAD_STEP, f"step from position {step.base} leaves a gap: {self.position} are held"
             )
+        anchor, path = step.anchor, step.path
         try:
-            digest = self._digests.after(step.anchor, step.path)
-            check_backs(step.count, step.parents, step.base, self._digests.tree.trunk_after(step.anchor, step.path))
+            digest = self._digests.after(anchor, path)
+            check_backs(step.count, step.parents, step.base, self._digests.tree.trunk_after(anchor, path))
         except ProtocolError as error:
             raise RefusedError(RemoteCode.BAD_STEP, str(error)) from None
         if step.count > self.max_step_positions or step.base + step.count > self.max_positions:

@@ -137,6 +137,17 @@ class Completion(msgspec.Struct, kw_only=True):
     system_fingerprint: str
 
 
+class Prefilled(msgspec.Struct, kw_only=True):
+    """Of `/v1/prefill`."""
+
+    object: Literal["prefill"] = "prefill"
+    model: str
+    prompt_tokens: int
+    """Tokens that are certain, however the conversation's last message goes on. The session holds them now."""
+    cached_tokens: int
+    """Of these, tokens that it held before."""
+
+
 class Model(msgspec.Struct, kw_only=True):
     """What may be asked for as `model`."""
 

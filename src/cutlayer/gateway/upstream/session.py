@@ -114,6 +114,22 @@ class UpstreamSession:
         )
         return self._answer
 
+    def prefill(self, prompt: Sequence[int]) -> NoReturn:
+        """Refuse.
+
+        A split session holds what it was sent, and kilobytes of hidden states per token travel early. An engine is sent
+        a few bytes per token, all of them each time, and its cache mostly has the earlier turns: there is little to gain. And
+        there is something to lose, for every stage of the typing would go out as permuted ids, from whose frequencies the
+        permutation is read.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "no prompt is sent to an obfuscated upstream before it is complete: its session holds nothing that a later one could "
+            "do without; leave hints out"
+        )
+
     def another(self) -> UpstreamSession:
         """See `Session`."""
         return UpstreamSession(
