@@ -91,6 +91,12 @@ class Study:
         held = self.samples.get(name, ())
         return [digest for _, _, digest, *_ in held] if len(held) == count else None
 
+    def add_pooled(self, name: str) -> None:
+        """All tokens over all trips of the answers kept under a name: answers that repeat themselves weigh little in it."""
+        answers = self.samples[f"acceptance_{name}"]
+        tokens, trips = (sum(answer[column] for answer in answers) for column in (1, 7))
+        self.figures[f"{name}_pooled_tokens_per_trip"] = exact((tokens - len(answers)) / trips, "tokens", len(answers))
+
     def add_acceptance(self, name: str, answers: Sequence[Answer], reference: Sequence[str]) -> None:
         """Tokens per round trip, over all and by type; and whether the tokens are those of sequential decoding."""
         types = by_type(answers, lambda answer: answer.per_trip)
@@ -207,6 +213,7 @@ def _acceptance(study: Study, prompts: Sequence[Prompt], tokens: int, ways: Sequ
             held = study.digests(f"acceptance_{name}", len(prompts))
             if resume and held is not None:
                 references.setdefault(temperature, held)
+                study.add_pooled(name)
                 continue
             with ExitStack() as stack:
                 first = stack.enter_context(study.client(server, spec))
@@ -215,6 +222,7 @@ def _acceptance(study: Study, prompts: Sequence[Prompt], tokens: int, ways: Sequ
             references.setdefault(temperature, [answer.digest for answer in answers])
             study.add_acceptance(name, answers, references[temperature])
             study.keep(f"acceptance_{name}", answers)
+            study.add_pooled(name)
             sys.stderr.write(f"{name}: {study.figures[f'{name}_tokens_per_trip'].value:.2f} tokens per round trip\n")
             if spec == "auto" and not temperature:
                 study.figures["tokens_per_round_trip_mean"] = study.figures["auto_tokens_per_trip"]
