@@ -32,7 +32,7 @@ from cutlayer.models.locate import locate
 from cutlayer.records.record import Figure, exact, new_record
 from cutlayer.server.build import build_service
 from cutlayer.server.local import LocalServer
-from report import command, finish
+from report import command, finish, ratio
 
 app = App(help=__doc__)
 
@@ -109,7 +109,7 @@ def draft_head(
     brought = [len(answer) - 1 for answer in runs["auto"].answers]  # the first token comes with the prefill
     figures: dict[str, Figure] = {}
     for name, run in runs.items():
-        figures[f"{name}_tokens_per_trip"] = _ratio(brought, run.trips)
+        figures[f"{name}_tokens_per_trip"] = ratio(brought, run.trips, "tokens/trip")
         figures[f"{name}_draft_ms_per_trip"] = exact(1e3 * run.draft_s / sum(run.trips), "ms", sum(run.trips))
         for kind in dict.fromkeys(prompt["type"] for prompt in prompts):
             rows = [i for i, prompt in enumerate(prompts) if prompt["type"] == kind]
@@ -118,7 +118,7 @@ def draft_head(
             )
     for key, values in right.items():
         figures[f"right_at_temperature_{key}"] = exact(float(np.mean(values)), "fraction", len(values))
-    figures["auto_and_head_over_auto"] = _ratio(runs["auto"].trips, runs["auto_and_head"].trips, "ratio")
+    figures["auto_and_head_over_auto"] = ratio(runs["auto"].trips, runs["auto_and_head"].trips, "ratio")
     figures["file_bytes"] = exact(head.stat().st_size, "bytes")
     record = new_record(
         "draft_head",
@@ -160,13 +160,6 @@ def _prompts(per_type: int) -> list[dict[str, str]]:
     lines = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
     kinds = dict.fromkeys(line["type"] for line in lines)
     return [line for kind in kinds for line in [line for line in lines if line["type"] == kind][:per_type]]
-
-
-def _ratio(above: Sequence[int], below: Sequence[int], unit: str = "tokens/trip") -> Figure:
-    """Of two sums over prompts, with a bootstrap over prompts."""
-    picks = np.random.default_rng(0).integers(len(above), size=(2000, len(above)))
-    low, high = np.quantile(np.array(above)[picks].sum(1) / np.array(below)[picks].sum(1), [0.025, 0.975])
-    return Figure(sum(above) / sum(below), float(low), float(high), len(above), unit)
 
 
 @torch.inference_mode()

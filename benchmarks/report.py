@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import numpy as np
 
-from cutlayer.records.record import write_record
+from cutlayer.records.record import Figure, write_record
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cutlayer.records.record import Record
 
 ROOT: Final = Path(__file__).parent.parent
@@ -31,6 +34,13 @@ def prompt_texts(count: int) -> list[str]:
 def command(name: str) -> str:
     """The command line that repeats this run; of a file or program, its name alone."""
     return shlex.join(["cutlayer", "bench", name, *(_without_folder(argument) for argument in sys.argv[1:])])
+
+
+def ratio(above: Sequence[float], below: Sequence[float], unit: str) -> Figure:
+    """Of two sums over prompts or answers, with a bootstrap over them."""
+    picks = np.random.default_rng(0).integers(len(above), size=(2000, len(above)))
+    low, high = np.quantile(np.array(above)[picks].sum(1) / np.array(below)[picks].sum(1), [0.025, 0.975])
+    return Figure(sum(above) / sum(below), float(low), float(high), len(above), unit)
 
 
 def finish(record: Record, *, write: bool) -> None:
