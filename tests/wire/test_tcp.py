@@ -128,8 +128,10 @@ def test_message_is_one_write_on_either_side(connect: Callable[..., WebSocketTra
 
 
 def test_neither_side_waits_to_fill_a_segment(connect: Callable[..., WebSocketTransport], seen: Seen) -> None:
-    channel = connect()._socket.socket
-    assert channel.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    transport = connect()
+    assert transport._socket.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    transport.send(_MESSAGE)
+    assert transport.recv(10) == _MESSAGE  # the other side has looked by now
     assert seen.no_delay
     assert all(seen.no_delay)
 
