@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-_WHOLE_WORDS: Final = re.compile(r"(.*\S)?\s+", re.DOTALL)
-"""Up to the last blank, which shows that the word before it is complete."""
+_WHOLE_WORDS: Final = re.compile(r"(.*\S)?\s", re.DOTALL)
+"""With the first blank behind them, which shows that the last one is complete."""
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,7 +95,7 @@ class Tokenizer:
         """Token ids that a conversation begins with however its last message goes on; it may be half written.
 
         They are those of its whole words: the last one, with no blank after it, may become another. What the template puts
-        behind the message, and a token that would merge with what is written next, are told by comparing two ways to go on.
+        behind the message, and a token that would merge with what is written next, are told by comparing ways to go on.
 
         Raises:
             InputError: the model has no chat template that takes them.
@@ -104,10 +104,11 @@ class Tokenizer:
             return []
         *earlier, last = messages
         written = _WHOLE_WORDS.match(last.content)
-        words, blank = (written[1] or "", written[0]) if written else ("", "")
-        one, other = (self.render([*earlier, Message(last.role, text)]) for text in (f"{words}  ", f"{blank}0"))
-        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-        return [token for token, _ in pairs]
+        whole = written[0] if written else ""
+        # With more blanks as well: many tokenizers cut a run of them in another way when it grows.
+        ways = (self.render([*earlier, Message(last.role, f"{whole}{more}")]) for more in ("0", "  ", "\n0", "\t\t"))
+        alike = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*ways, strict=False))
+        return [token for token, *_ in alike]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
