@@ -1,6 +1,7 @@
 """Whether a draft head adds to what needs no training: tokens per round trip of its chains and trees, of `auto`, and of both.
 
-Give it a head made by ``cutlayer train-draft``; its recipe is copied from the file to the record. Greedy, in this process,
+Give it a head made by ``cutlayer train-draft``, e.g. with ``--prompts benchmarks/draft_head_prompts.jsonl --corpus encyclopedia
+--answers 50 --texts 300 --epochs 2``; its recipe is copied from the file to the record. Greedy, in this process,
 with the prompts of ``wan_prompts.jsonl``; every speculator gives the same answers, which is checked. Sizes are fixed, so that
 nothing depends on how fast this machine is today. Beside it stands how often one guess would be right at a temperature of 0.7, if
 it were drawn from the head's distribution, or named as its likeliest.
@@ -10,7 +11,6 @@ Prints and writes the record ``draft_head``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -32,11 +32,11 @@ from cutlayer.models.locate import locate
 from cutlayer.records.record import Figure, exact, new_record
 from cutlayer.server.build import build_service
 from cutlayer.server.local import LocalServer
-from report import command, finish, ratio
+from report import PROMPTS_OF_WAN, command, finish, ratio
+from wan_answers import Prompt, read_prompts
 
 app = App(help=__doc__)
 
-PROMPTS = Path(__file__).parent / "wan_prompts.jsonl"
 TEMPERATURE = 0.7
 
 
@@ -97,7 +97,7 @@ def draft_head(
         "auto": Way("auto", nodes),
         "auto_and_head": Way(f"auto:head={head}", nodes),
     }
-    prompts = _prompts(per_type)
+    prompts = read_prompts(per_type)
     with LocalServer(build_service(locate(model), model, cut, "float32")) as server:
         runs = {name: _run(server, model, way, prompts, tokens) for name, way in ways.items()}
         with Client(server.connect, Options(model=model, speculate="off")) as client:
@@ -111,8 +111,8 @@ def draft_head(
     for name, run in runs.items():
         figures[f"{name}_tokens_per_trip"] = ratio(brought, run.trips, "tokens/trip")
         figures[f"{name}_draft_ms_per_trip"] = exact(1e3 * run.draft_s / sum(run.trips), "ms", sum(run.trips))
-        for kind in dict.fromkeys(prompt["type"] for prompt in prompts):
-            rows = [i for i, prompt in enumerate(prompts) if prompt["type"] == kind]
+        for kind in dict.fromkeys(prompt.type for prompt in prompts):
+            rows = [i for i, prompt in enumerate(prompts) if prompt.type == kind]
             figures[f"{name}_{kind}_tokens_per_trip"] = exact(
                 sum(brought[i] for i in rows) / sum(run.trips[i] for i in rows), "tokens/trip", len(rows)
             )
@@ -128,7 +128,7 @@ def draft_head(
             "cut": cut,
             "dtype": "float32",
             "made": read_card(head).made,
-            "text": f"wan_prompts.jsonl, the first {per_type} of every type",
+            "text": f"{PROMPTS_OF_WAN}, the first {per_type} of every type",
             "tokens_per_prompt": tokens,
             "ways": {name: {"spec": way.spec, "nodes": way.nodes} for name, way in ways.items()},
             "temperature": TEMPERATURE,
@@ -140,7 +140,7 @@ def draft_head(
     finish(record, write=write)
 
 
-def _run(server: LocalServer, model: str, way: Way, prompts: Sequence[dict[str, str]], tokens: int) -> Run:
+def _run(server: LocalServer, model: str, way: Way, prompts: Sequence[Prompt], tokens: int) -> Run:
     """Answer all prompts in one session."""
     run = Run([], [], [], 0.0)
     with Client(server.connect, Options(model=model, speculate="off")) as client:
@@ -148,18 +148,12 @@ def _run(server: LocalServer, model: str, way: Way, prompts: Sequence[dict[str, 
         client._drafting = Drafting(recorder, len(client.parts.head.embedding()))
         for prompt in track(prompts, description=way.spec.partition(":")[0]):
             client.forget()
-            ids = client.encode(prompt["text"])
+            ids = client.encode(prompt.text)
             result = client.generate(ids, max_tokens=tokens).result()
             run.answers.append(result.token_ids)
             run.trips.append(result.steps)
             run.examples.append(recorder.example(len(ids)))
         return run._replace(draft_s=client._drafting.seconds)
-
-
-def _prompts(per_type: int) -> list[dict[str, str]]:
-    lines = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
-    kinds = dict.fromkeys(line["type"] for line in lines)
-    return [line for kind in kinds for line in [line for line in lines if line["type"] == kind][:per_type]]
 
 
 @torch.inference_mode()

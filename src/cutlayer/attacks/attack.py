@@ -190,13 +190,13 @@ T = TypeVar("T")
 
 
 def given(value: T | None) -> T:
-    """A field of the threat that the card says is there.
+    """Something that the card says is there.
 
     Raises:
-        InputError: it is not; `prepare` would have said so first.
+        InputError: it is not; `missing` would have said so first.
     """
     if value is None:
-        raise InputError("this attack was prepared without something its card says it needs; call attacks.prepare")
+        raise InputError("this attack was given less than its card says it needs; ask `missing` first")
     return value
 
 

@@ -11,11 +11,10 @@ Notation: V vocabulary, N asked ids, M known pairs.
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
-from cutlayer.errors import InputError
 from cutlayer.registry import Registry, Spec
 
 if TYPE_CHECKING:
@@ -160,17 +159,3 @@ def missing(attack: Attack, public: Public, held: Held) -> set[Need]:
         "known": held.known,
     }
     return {need for need in attack.card.needs if there[need] is None}
-
-
-T = TypeVar("T")
-
-
-def given(value: T | None) -> T:
-    """A field that the card says is there.
-
-    Raises:
-        InputError: it is not; `missing` would have said so first.
-    """
-    if value is None:
-        raise InputError("this attack was given less than its card says it needs; ask `missing` first")
-    return value

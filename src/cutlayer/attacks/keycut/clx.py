@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 
-from cutlayer.attacks.keycut.attack import Attack, Card, Claim, Held, NoClaim, Public, Reader, given
+from cutlayer.attacks.attack import given
+from cutlayer.attacks.keycut.attack import Attack, Card, Claim, Held, NoClaim, Public, Reader
 from cutlayer.attacks.keycut.cancellation import cancel
 from cutlayer.attacks.keycut.matching import same_token
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 import torch
 
-from cutlayer.attacks.keycut.attack import Attack, Card, Claim, Held, NoClaim, Public, Reader, given
+from cutlayer.attacks.attack import given
+from cutlayer.attacks.keycut.attack import Attack, Card, Claim, Held, NoClaim, Public, Reader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from cutlayer.attacks.keycut.attack import Attack, Card, Claim, Held, NoClaim, Public, Reader, given
+from cutlayer.attacks.attack import given
+from cutlayer.attacks.keycut.attack import Attack, Card, Claim, Held, NoClaim, Public, Reader
 from cutlayer.attacks.keycut.matching import closest, sorted_rows
 
 if TYPE_CHECKING:

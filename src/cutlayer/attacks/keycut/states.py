@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 import torch
 
-from cutlayer.attacks.attack import Auxiliary
-from cutlayer.attacks.keycut.attack import Attack, Card, Claim, Held, NoClaim, Public, Reader, given
+from cutlayer.attacks.attack import Auxiliary, given
+from cutlayer.attacks.keycut.attack import Attack, Card, Claim, Held, NoClaim, Public, Reader
 from cutlayer.attacks.keycut.cancellation import cancel
 from cutlayer.attacks.linear_map import LinearMap
 from cutlayer.attacks.table import TokenTable

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 import torch
 
-from cutlayer.attacks.keycut.attack import Attack, Card, Claim, Held, NoClaim, Public, Reader, given
+from cutlayer.attacks.attack import given
+from cutlayer.attacks.keycut.attack import Attack, Card, Claim, Held, NoClaim, Public, Reader
 from cutlayer.attacks.keycut.matching import Match, closest, sorted_rows
 from cutlayer.obfuscation.layout import Role
 
