@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,13 @@ def lazy_export(base: Path, key: OwnerKey, before: Change = unchanged, after: Ch
     rewritten = export_config(config, key, key.tau(), transform.kappa)
     kind = rewritten.pop("model_type")
     return Weights(AutoConfig.for_model(kind, **rewritten), _Made(transform, after))
+
+
+def upload_bytes(base: Path, key: OwnerKey) -> int:
+    """Of the tensors of an export in float32; an untied head is one more than the base has."""
+    config, family = family_of(base)
+    transform = Transform(ChangedBase(base, unchanged), config, family, key)
+    return sum(4 * math.prod(transform.shape(place)) for place in transform.places)
 
 
 def rounded(bits: int, group: int = 64) -> Change:

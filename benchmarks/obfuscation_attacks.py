@@ -22,6 +22,7 @@ from cutlayer.audit.keycut.run import Outcome, Scene
 from cutlayer.audit.keycut.scoring import SHARES
 from cutlayer.audit.metrics.unmeasured import Unmeasured
 from cutlayer.corpora.questions import questions
+from cutlayer.errors import InputError
 from cutlayer.models.locate import locate
 from cutlayer.obfuscation.export import export
 from cutlayer.obfuscation.keys import OwnerKey, create_owner_key
@@ -29,7 +30,7 @@ from cutlayer.obfuscation.settings import choose
 from cutlayer.records.record import Figure, exact, new_record, read_record, write_record
 from cutlayer.text.tokenizer import Tokenizer
 from lazy_export import Change, lazy_export, rounded, unchanged
-from report import RECORDS, finish
+from report import RECORDS, command, finish
 from second_families import as_qwen2, random_model
 
 app = App(help=__doc__)
@@ -70,8 +71,8 @@ CLX: Settings = {
     "paper_double_noise": ({"mode": "paper", "alpha_e": 2.0, "alpha_h": 0.4}, unchanged),
     "exact_int4": ({"mode": "exact"}, rounded(4)),
 }
-PARTS = ("rounded", "traffic", "modes")
-"""Cancellation on rounded weights and other families; attacks on traffic alone; everything on every mode."""
+PARTS = ("weights", "traffic", "modes")
+"""Cancellation on other keys, rounded weights and other families; attacks on traffic alone; everything on every mode."""
 
 TRAFFIC = {"frequency": "frequency", "decipherment": "decipherment"}
 LENGTHS = (500, 2000, 5000, 20_000, 100_000, 200_000)
@@ -107,13 +108,16 @@ class Run:
     def go_on(self) -> None:
         """Keep what the committed record has."""
         held = read_record(RECORDS / f"{NAME}.json")
+        for key in ("model", "tokens_sent", "ids_sampled"):
+            if held.config[key] != self.config[key]:
+                raise InputError(f"the record has {key} {held.config[key]}, not {self.config[key]}; measure all parts")
         self.figures = dict(held.figures)
         self.samples = dict(held.samples)
         self.config = held.config | self.config | {"written": "part by part"}
 
     def record(self) -> Any:
         """As it is now."""
-        return new_record(NAME, f"cutlayer bench {NAME}", self.config, self.figures, self.samples)
+        return new_record(NAME, command(NAME), self.config, self.figures, self.samples)
 
 
 @app.default
@@ -169,10 +173,10 @@ def obfuscation_attacks(
     if set(parts) != set(PARTS):
         run.go_on()
     public = Public(Weights.open(base), text.corpus)
-    if "rounded" in parts:
-        _rounded(run, base, short, ids)
+    if "weights" in parts:
+        _variants(run, base, short, ids)
     if "traffic" in parts:
-        _traffic(run, base, text, [question.text for question in questions()], encode, public)
+        _traffic(run, base, text, ids, [question.text for question in questions()], encode, public)
     if "modes" in parts:
         _modes(run, base, short, ids, public, attacks, modes)
     finish(run.record(), write=write)
@@ -199,7 +203,7 @@ def _modes(
                 run.keep(mode, name, scene.attack(attack, attacks[name], public, reader))
 
 
-def _rounded(run: Run, base: Path, text: Material, ids: int) -> None:
+def _variants(run: Run, base: Path, text: Material, ids: int) -> None:
     """Cancellation on variants of the keys, on rounded weights, and on other families."""
     with tempfile.TemporaryDirectory() as scratch:
         _weights(run, base, text, ids, CLX, ("clx",))
@@ -228,7 +232,7 @@ def _weights(
             run.keep(name, spec.replace("-", "_"), scene.attack(build_attack(spec), spec, public))
 
 
-def _traffic(run: Run, base: Path, text: Material, asked: list[str], encode: Any, public: Public) -> None:
+def _traffic(run: Run, base: Path, text: Material, ids: int, asked: list[str], encode: Any, public: Public) -> None:
     """Frequency and decipherment, which see no weights: any export will do."""
     key = _key(base, MODES["exact"])
     held = lazy_export(base, key)
@@ -240,7 +244,7 @@ def _traffic(run: Run, base: Path, text: Material, asked: list[str], encode: Any
     }
     prepared = {name: (attack := build_attack(spec), attack.prepare(public)) for name, spec in TRAFFIC.items()}
     for prefix, log in logs.items():
-        scene = Scene(held, key.client(), text._replace(sent=log), 1000)
+        scene = Scene(held, key.client(), text._replace(sent=log), ids)
         for name, (attack, reader) in prepared.items():
             run.keep(prefix, name, scene.attack(attack, TRAFFIC[name], public, reader))
 

@@ -250,10 +250,14 @@ def _figures(engine: str, ways: dict[str, list[Answer]]) -> dict[str, Figure]:
     same = sum(one.text == other.text for one, other in zip(ways["gateway"], plain, strict=True))
     agreeing, compared = 0, 0
     for one, other in zip(ways["obfuscated"], plain, strict=True):
-        pairs = list(zip(one.ids or [], other.ids or [], strict=False))
+        assert one.ids is not None
+        assert other.ids is not None
+        pairs = list(zip(one.ids, other.ids, strict=False))
         equal = next((at for at, (ours, theirs) in enumerate(pairs) if ours != theirs), len(pairs))
         agreeing += equal
-        compared += min(equal + 1, len(pairs))
+        compared += min(
+            equal + 1, max(len(one.ids), len(other.ids))
+        )  # that one ends where the other goes on counts, too
     figures = {
         f"{engine}_answers_identical": proportion(same, len(plain)),
         f"{engine}_top1_agreement": proportion(agreeing, compared),

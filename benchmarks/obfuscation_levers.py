@@ -25,6 +25,7 @@ from cutlayer.attacks.keycut.weights import Weights
 from cutlayer.audit.keycut.material import Material, first_tokens, material
 from cutlayer.audit.keycut.quality import Quality, perplexity, perplexity_increase, quality, relative_task_loss
 from cutlayer.audit.keycut.run import Scene
+from cutlayer.audit.metrics.unmeasured import Unmeasured
 from cutlayer.corpora.questions import questions
 from cutlayer.models.checkpoint import Checkpoint
 from cutlayer.models.locate import locate
@@ -32,9 +33,9 @@ from cutlayer.obfuscation.keys import OwnerKey, create_owner_key
 from cutlayer.obfuscation.settings import choose
 from cutlayer.records.record import Figure, Record, exact, new_record, read_record, write_record
 from cutlayer.text.tokenizer import Tokenizer
-from lazy_export import Change, lazy_export, unchanged
+from lazy_export import Change, lazy_export, unchanged, upload_bytes
 from obfuscated import plain_texts, task_items
-from report import RECORDS, ROOT, finish
+from report import RECORDS, ROOT, command, finish
 
 app = App(help=__doc__)
 
@@ -65,11 +66,12 @@ class Run:
         self.model = load(self.base)
         self.plain = self._quality(unchanged)
         self.figures: dict[str, Figure] = {"plain_perplexity": perplexity(self.plain)}
-        self.samples: dict[str, list[Any]] = {"facts": []}
+        self.samples: dict[str, list[Any]] = {"facts": [], "unmeasured": []}
         self.rows: list[dict[str, Any]] = []
         if resume:
             held = read_record(RECORDS / f"{NAME}.json")
-            self.figures, self.samples, self.rows = dict(held.figures), dict(held.samples), held.config["rows"]
+            self.figures = {name: figure for name, figure in held.figures.items() if not name.startswith("rotation")}
+            self.samples, self.rows = self.samples | held.samples, held.config["rows"]
 
     def measure(self, name: str, lever: str, strength: float, change: Change) -> None:
         """Cancellation of an export of the changed base, and what the change costs; nothing where that is known already."""
@@ -92,6 +94,8 @@ class Run:
             if isinstance(figure, Figure):
                 self.figures[f"{name}_{what}"] = figure
                 row[what] = figure.value
+            else:
+                self.samples["unmeasured"].append([f"{name}_{what}", figure.reason])
         self.figures[f"{name}_distance"] = exact(distance, "fraction")
         self.samples["facts"].append([name, outcome.facts])
         self.rows.append(row)
@@ -105,7 +109,9 @@ class Run:
         scene.held = scene.held._replace(log=log)
         for spec in ("frequency", "decipherment"):
             figure = scene.attack(build_attack(spec), spec, self.public).figures["occurrences"]
-            if isinstance(figure, Figure):
+            if isinstance(figure, Unmeasured):
+                self.samples["unmeasured"].append([f"{name}_{spec}_occurrences", figure.reason])
+            else:
                 self.figures[f"{name}_{spec}_occurrences"] = figure
                 sys.stderr.write(f"{name} {spec} {figure.value:.3f}\n")
 
@@ -113,19 +119,20 @@ class Run:
         """As it is now."""
         return new_record(
             NAME,
-            f"cutlayer bench {NAME}",
+            command(NAME),
             {
                 "model": str(self.base.name),
                 "text": self.text.source,
                 "quality": f"{len(self.documents)} encyclopedia leads of the held-out part, first 64 tokens; {len(self.items)} "
                 "completions of our own",
-                "noise": "Gaussian, on every matrix, embedding and head included, before an exact export",
+                "noise": "Gaussian, the same draw at every strength, on every matrix, embedding and head included; then exported",
                 "lowrank": f"rank {RANK}, random, of every matrix inside the layers: a stand-in for a private model, not one",
                 "tuned": f"LoRA, rank {RANK}, rate {RATE}, {BATCH} questions of our own of at most {LENGTH} tokens a step, "
                 "merged; distance is that of all matrices, embedding included",
-                "rotation": "a log of so many tokens under one key; uploads are whole float32 checkpoints",
-                "decoys": f"{DECOY_TOKENS} real tokens; uniform: random ids; flattening: rare ids more, so that all counts are "
-                "alike",
+                "rotation": "what is read of a log of so many tokens under one key is in obfuscation_attacks; uploads are "
+                "whole float32 checkpoints",
+                "decoys": f"{DECOY_TOKENS} real tokens; uniform: random ids; flattening: ids that were sent, the "
+                "rarer the more, so that their counts come closer",
                 "rows": self.rows,
             },
             self.figures,
@@ -206,11 +213,8 @@ def exact_key(base: Path) -> OwnerKey:
 
 
 def _rotation(run: Run) -> None:
-    size = (run.base / "model.safetensors").stat().st_size
+    size = upload_bytes(run.base, exact_key(run.base))
     for tokens in ROTATION:
-        key = exact_key(run.base)
-        sent = first_tokens(run.text.sent, tokens)
-        run.traffic(f"rotation_{tokens}", [key.client().to_server(document) for document in sent], key, sent)
         run.figures[f"rotation_{tokens}_bytes_per_token"] = exact(size / tokens, "bytes")
 
 
@@ -218,7 +222,7 @@ def _decoys(run: Run) -> None:
     sent = first_tokens(run.text.sent, DECOY_TOKENS)
     vocabulary = Weights.open(run.base).vocabulary
     counts = np.bincount([token for document in sent for token in document], minlength=vocabulary).astype(float)
-    flattening = counts.max() - counts
+    flattening = np.where(counts > 0, counts.max() - counts, 0)
     draws: dict[str, Callable[[np.random.Generator, int], Any]] = {
         "uniform": lambda drawn, size: drawn.integers(vocabulary, size=size),
         "flattening": lambda drawn, size: drawn.choice(vocabulary, size=size, p=flattening / flattening.sum()),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class _Options(msgspec.Struct, forbid_unknown_fields=True):
     ids: Annotated[int, msgspec.Meta(ge=8, le=20_000)] = 1024
     rounds: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 6
-    prior: Annotated[float, msgspec.Meta(ge=0, le=100)] = 1.0
+    prior: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.05
 
 
 class _Statistics:
@@ -80,7 +80,7 @@ class _Reader:
             translated[:, named] = theirs[:studied, :known]
             overlap += translated @ ours[:studied, :studied].T / 2
         rarity = self._plain.shares[:studied].log() - permuted.shares[:studied, None].log()
-        return _one_to_one(overlap - self._options.prior * 0.05 * rarity.square())
+        return _one_to_one(overlap - self._options.prior * rarity.square())
 
 
 class _Attack:

@@ -1,7 +1,7 @@
 """A4, behavioural fingerprint: repeat one id, sort the logits that follow; both models answer alike, whatever the basis.
 
-No algebra on weights: running the export is enough. The most frequent ids of the log are probed, and compared with the most
-frequent ids of the attacker's own text.
+No algebra on weights: running the export is enough. The first ids asked of it are probed (an audit asks the most
+frequent ones of the log first) and compared with the most frequent ids of the attacker's own text.
 
 Notation: V vocabulary, N probed ids, C candidates, Q values of a signature.
 """
@@ -77,7 +77,7 @@ class _Kind:
         },
         facts={"lead": "half the difference of squared distances between the second best and the named id"},
         deviations="Not in the paper.",
-        expected="Every id among the candidates without noise; a few per cent at (0.1, 0.05).",
+        expected="SmolLM2, 8,192 candidates: 90 % of the probes without noise, 26 % at (0.02, 0.01), 1 % at the paper's noise.",
     )
 
     def build(self, spec: Spec) -> Attack:

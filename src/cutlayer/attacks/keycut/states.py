@@ -94,7 +94,8 @@ class _Kind:
         },
         facts={"cosine": "mean cosine of regressed states with the embedding named", "states": "how many were read"},
         deviations="Ridge regression, not gradient descent on the input: a position-wise reader, so a lower bound.",
-        expected="Near chance without keys, high with them (paper without its keys: 40 % from hidden states).",
+        expected="Without keys a few of the commonest tokens (16 to 25 % of traffic before the first layer, 5 % at half depth), "
+        "high with them (paper without its keys: 40 % from hidden states).",
     )
 
     def build(self, spec: Spec) -> Attack:

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from cutlayer.audit.metrics.documents import TAILS, resamples
-from cutlayer.records.record import Figure
+from cutlayer.records.record import Figure, proportion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,12 +69,18 @@ def perplexity_increase(found: Quality, plain: Quality) -> Figure:
 def relative_task_loss(found: Quality, plain: Quality) -> Figure:
     """1 − accuracy over plain accuracy; negative where the changed model answers more rightly. Items are resampled together.
 
+    Where both answer every item alike, resampling has nothing to vary; the interval is then what Wilson's leaves to a share of
+    items that differ, one way or the other.
+
     Raises:
         ValueError: the plain model answers nothing rightly.
     """
     ours, theirs = np.array(found.right, dtype=np.float64), np.array(plain.right, dtype=np.float64)
     if not theirs.any():
         raise ValueError("the plain model answers no item rightly, so there is nothing to lose")
+    if (ours == theirs).all():
+        most = float(proportion(0, len(ours)).high / theirs.mean())
+        return Figure(0.0, -most, most, len(ours), "fraction")
     counts = resamples(len(ours), 0)  # [R, n]
     hits = counts @ theirs
     low, high = np.quantile(1 - (counts @ ours)[hits > 0] / hits[hits > 0], TAILS)
