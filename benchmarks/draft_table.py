@@ -1,6 +1,6 @@
 """The table of candidates that ships for SmolLM2: what the model says after short contexts, from text of its own alone.
 
-The model writes both sides of short conversations: handed the beginning of a user's turn and at most three words of it, it goes
+The model writes both sides of short conversations: handed the beginning of a user's turn and at most four words of it, it goes
 on as the user would (Xu et al. 2024, "Magpie", arXiv 2406.08464), and then it answers. Answers are greedy in every other batch,
 else drawn at a temperature of 0.7. No prompt of any benchmark is looked at. Besides, every token of the vocabulary is read once
 after the beginning of an answer, so that none is without candidates.
@@ -41,7 +41,6 @@ from report import command, finish
 
 app = App(help=__doc__)
 
-_K = 8
 _USER_TOKENS = 60
 _ENOUGH = 0.85
 """Share of a batch that has to be finished; the others are cut there."""
@@ -87,7 +86,7 @@ class _Likeliest(LogitsProcessor):  # type: ignore[misc]
         self.chances: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        values, tokens = scores.topk(_K)  # [B, K]
+        values, tokens = scores.topk(tables.WIDTH)  # [B, K]
         self.tokens.append(tokens)
         self.chances.append((values - scores.logsumexp(-1, keepdim=True)).exp())
         return scores
@@ -166,7 +165,7 @@ class Writer:
             held = copy.deepcopy(cache)
             held.batch_repeat_interleave(len(ids))
             logits = model(input_ids=ids[:, None], past_key_values=held).logits[:, -1].float()  # [B, V]
-            best = logits.softmax(-1).topk(_K)
+            best = logits.softmax(-1).topk(tables.WIDTH)
             for token, tokens, chances in zip(ids.tolist(), best.indices.tolist(), best.values.tolist(), strict=True):
                 yield Entry([token], tokens, chances)
 
@@ -213,8 +212,9 @@ def draft_table(
             _save(writer.batch(size, length, seed), shards[seed])
     held = _load(shards[_HELD])
     made = [shard for i, shard in enumerate(shards) if i != _HELD]
-    table = build([*writer.every_token(vocabulary), *_entries(made)], vocabulary)
-    part = build(_entries(made[: len(made) // 4]), vocabulary)
+    every = list(writer.every_token(vocabulary))
+    table = build([*every, *_entries(made)], vocabulary)
+    part = build([*every, *_entries(made[: len(made) // 4])], vocabulary)
     figures = _measure(table, held) | {f"{name}_quarter": figure for name, figure in _measure(part, held).items()}
     spoken = [len(conversation.ids) - conversation.start for shard in made for conversation in _load(shard)]
     figures["conversations"] = exact(len(spoken), "count")
@@ -269,8 +269,8 @@ def _save(conversations: Sequence[Conversation], path: Path) -> None:
         partial,
         lengths=np.array([(len(c.ids), c.start, len(c.tokens)) for c in conversations], np.int32),
         ids=np.array([token for c in conversations for token in c.ids], np.int32),
-        tokens=np.array([row for c in conversations for row in c.tokens], np.int32).reshape(-1, _K),
-        chances=np.array([row for c in conversations for row in c.chances], np.float32).reshape(-1, _K),
+        tokens=np.array([row for c in conversations for row in c.tokens], np.int32).reshape(-1, tables.WIDTH),
+        chances=np.array([row for c in conversations for row in c.chances], np.float32).reshape(-1, tables.WIDTH),
     )
     partial.replace(path)
 

@@ -23,7 +23,7 @@ from cutlayer.client.connect import Client, Options, dialler
 from cutlayer.netsim.link import Link
 from cutlayer.netsim.shape import Shape
 from cutlayer.records.record import Figure, exact, median, new_record, proportion, read_record, write_record
-from report import RECORDS, ROOT, command, finish
+from report import RECORDS, ROOT, command, finish, ratio
 from wan_answers import TYPES, Answer, Prompt, Trip, TripModel, ask, ask_all, by_type, read_prompts, tokens_per_s
 from wan_plot import draw
 
@@ -53,9 +53,10 @@ class Study:
             self.figures, self.samples = dict(held.figures), dict(held.samples)
             self._config = dict(held.config) | config
 
-    def save(self, **more: Any) -> None:
-        """Write what there is."""
+    def save(self, *parts: str, **more: Any) -> None:
+        """Write what there is; `parts` were measured by this command."""
         self._config |= more
+        self._config["commands"] = self._config.get("commands", {}) | dict.fromkeys(parts, command("wan"))
         self.record = new_record("wan", command("wan"), self._config, self.figures, self.samples)
         if self._write:
             write_record(self.record, RECORDS)
@@ -94,8 +95,8 @@ class Study:
     def add_pooled(self, name: str) -> None:
         """All tokens over all trips of the answers kept under a name: answers that repeat themselves weigh little in it."""
         answers = self.samples[f"acceptance_{name}"]
-        tokens, trips = (sum(answer[column] for answer in answers) for column in (1, 7))
-        self.figures[f"{name}_pooled_tokens_per_trip"] = exact((tokens - len(answers)) / trips, "tokens", len(answers))
+        tokens, trips = [answer[1] - 1 for answer in answers], [answer[7] for answer in answers]
+        self.figures[f"{name}_pooled_tokens_per_trip"] = ratio(tokens, trips, "tokens")
 
     def add_acceptance(self, name: str, answers: Sequence[Answer], reference: Sequence[str]) -> None:
         """Tokens per round trip, over all and by type; and whether the tokens are those of sequential decoding."""
@@ -187,12 +188,13 @@ def wan(
             *(_Way(spec, 0.7, adaptive_sessions) for spec in adaptive if spec == "auto"),
         ]  # fmt: skip
         _acceptance(study, read_prompts(each), tokens, ways, resume=resume)
+        study.save("acceptance")
     if "speed" in parts:
         _speed(study, read_prompts(timed_each), timed_tokens, _GRID if grid else _GRID[:1], dtype)
-        study.save(timed_tokens=timed_tokens, timed_prompts_each=timed_each, timed_dtype=dtype)
+        study.save("speed", timed_tokens=timed_tokens, timed_prompts_each=timed_each, timed_dtype=dtype)
     if "first" in parts:
         _first(study, repeats, dtype)
-        study.save(repeats=repeats, pauses_s=_PAUSES_S, timed_dtype=dtype)
+        study.save("first", repeats=repeats, pauses_s=_PAUSES_S, timed_dtype=dtype)
     finish(study.record, write=write)
     if write and grid:
         draw(study.record, chart)
@@ -226,7 +228,7 @@ def _acceptance(study: Study, prompts: Sequence[Prompt], tokens: int, ways: Sequ
             sys.stderr.write(f"{name}: {study.figures[f'{name}_tokens_per_trip'].value:.2f} tokens per round trip\n")
             if spec == "auto" and not temperature:
                 study.figures["tokens_per_round_trip_mean"] = study.figures["auto_tokens_per_trip"]
-            study.save()
+            study.save("acceptance")
 
 
 def _speed(study: Study, prompts: Sequence[Prompt], tokens: int, links: Sequence[Shape], dtype: str) -> None:

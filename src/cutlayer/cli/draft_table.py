@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
     from cutlayer.client.speculation.head.collect import Job
     from cutlayer.client.speculation.table import Entry
-
-_SHOWN = 8
-"""Candidates of each place that are noted."""
+    from cutlayer.client.trusted import Trusted
 
 
 def draft_table(
@@ -45,7 +43,8 @@ def draft_table(
     at
         Server and model.
     prompts
-        JSON Lines of {"text": …} to answer; default: 200 questions of our own.
+        JSON Lines of {"text": …} to answer, of at most 128 tokens each; longer ones are left out. Default: 200 questions of
+        our own.
     answers
         Answers to gather; prompts are used again, sampled, when there are fewer.
     length
@@ -60,6 +59,7 @@ def draft_table(
     from cutlayer.cli.train_draft_progress import TrainProgress
     from cutlayer.client.speculation.head.collect import answer_jobs, collect, file_of
     from cutlayer.client.speculation.table import build, own_table, save_table
+    from cutlayer.wire.private_files import PRIVATE
 
     if answers < 1 or not 1 <= length <= 1024 or not 1 <= sessions <= 64:
         raise InputError(
@@ -71,7 +71,7 @@ def draft_table(
         fingerprint = client.info.fingerprint
         target = out or own_table(fingerprint)
         jobs = answer_jobs(short_prompts(prompts, client.tokenizer), answers, length)
-        folder = target.with_name(f"{target.name}.{_digest(jobs)}")
+        folder = target.with_name(f"{target.name}.{_digest(client.trusted, at.defence, jobs)}")
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -79,8 +79,8 @@ def draft_table(
         with TrainProgress(folder) as progress:
             progress.collecting(len(jobs))
             collect(at.dialler(), client.trusted, at.defence, jobs, folder, sessions, progress.collected)
-        table = build(_entries([file_of(job, folder) for job in jobs]), len(client.parts.head.embedding()))
-        save_table(table, fingerprint, target)
+            table = build(_entries([file_of(job, folder) for job in jobs]), len(client.parts.head.embedding()))
+            save_table(table, fingerprint, target, PRIVATE)  # answers quote what they were asked
     shutil.rmtree(folder)
     noted = {"path": str(target), "answers": len(jobs), "contexts": len(table.tensors["context_keys"])}
     if json:
@@ -92,19 +92,20 @@ def draft_table(
     return 0
 
 
-def _digest(jobs: Sequence[Job]) -> str:
-    """What is gathered for other prompts or lengths is not taken for this."""
+def _digest(trusted: Trusted, defence: str, jobs: Sequence[Job]) -> str:
+    """What was gathered of another model, or under other settings, is not taken for this."""
     import msgspec
 
-    return hashlib.sha256(msgspec.json.encode([tuple(job) for job in jobs])).hexdigest()[:8]
+    settings = (trusted.info.fingerprint, trusted.cut, trusted.dtype, defence, [tuple(job) for job in jobs])
+    return hashlib.sha256(msgspec.json.encode(settings)).hexdigest()[:8]
 
 
 def _entries(files: Sequence[Path]) -> Iterator[Entry]:
     """Of the model's own words."""
     from cutlayer.client.speculation.head.examples import load_example
-    from cutlayer.client.speculation.table import entries_of
+    from cutlayer.client.speculation.table import WIDTH, entries_of
 
     for file in files:
         example = load_example(file)
-        likely, chances = example.likely[:, :_SHOWN].tolist(), example.chances[:, :_SHOWN].float().tolist()
+        likely, chances = example.likely[:, :WIDTH].tolist(), example.chances[:, :WIDTH].float().tolist()
         yield from entries_of(example.ids.tolist(), likely, chances, int(example.answer) - 1)

@@ -48,7 +48,8 @@ def train_draft(
     out
         The file to write.
     prompts
-        JSON Lines of {"text": …} to answer; default: 200 questions of our own.
+        JSON Lines of {"text": …} to answer, of at most 128 tokens each; longer ones are left out. Default: 200 questions of
+        our own.
     corpus
         Text to read as well: encyclopedia, where installed, or a UTF-8 file.
     answers

@@ -64,7 +64,10 @@ class Hints:
         """
         busy = self._pool.in_use_for(owner, prompt)
         same = [run for run, slot in self._places.items() if slot in busy]
-        for run in same if self._pool.has_free else self._places:
+        in_the_way = (
+            [] if self._pool.has_free else list(self._places)[:1]
+        )  # the oldest makes the one place that is needed
+        for run in same or in_the_way:
             run.cancel(_refused("an answer took its place"))
         if same:
             await asyncio.wait([run.ended for run in same])

@@ -285,7 +285,7 @@ def decode(data: bytes | memoryview) -> Frame:
 
 
 def _steady(number: int, rows: int) -> int | msgspec.Raw:
-    """A number of a step's header, in the same number of bytes whatever it is.
+    """A number in the header of a STEP or RESULT, in the same number of bytes whatever it is.
 
     Else the length of a message would tell how far a session has come in so many steps: how many guesses were right. The numbers
     of a step of one row stay as short as they can be; without guesses an observer counts positions anyway.

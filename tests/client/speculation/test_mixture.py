@@ -27,7 +27,7 @@ def test_chances_stay_chances(stream: list[tuple[dict[int, float], dict[int, flo
 
 
 def test_chances_become_true() -> None:
-    """A source that claims 0.9 and is right half of the time is believed half; one that claims 0.2 and is always right, more."""
+    """A source that claims 0.9 and is right half of the time is believed half; one that claims 0.2 and is mostly right, more."""
     draw = random.Random(0)
     for claim, truth in ((0.9, 0.5), (0.2, 0.9)):
         mixture = Mixture([1.0], [0.0], 0.0)

@@ -63,7 +63,6 @@ class Drafting:
         if most > 0 and depth > 0 and self._time.wait() >= self._least_wait:
             reach = min(most, self._reach) if self._speculator.adaptive else most
             draft = self._speculator.draft(ids, reach).within(depth).ranked()
-        now = len(draft)
         if self._pad_to:
             draft = self._filled(draft, min(self._pad_to - 1, most))
             now = len(draft)
@@ -71,6 +70,8 @@ class Drafting:
             now = best_size(draft, self._time)
             draft = draft.first(now + self._time.idle_rows())
             self._reach = max(2 * len(draft), _FEWEST_DRAFTED)
+        else:
+            now = len(draft)
         self.seconds += time.perf_counter() - started
         return draft, now
 

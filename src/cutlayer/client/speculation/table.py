@@ -2,8 +2,8 @@
 
 One safetensors file: for every token of the vocabulary the likeliest next ones (`token_ids`, `token_chances` [V, K]), and for
 the most frequent contexts of two tokens the same under a 32-bit hash (`context_keys` [C], ascending, `context_ids`,
-`context_chances` [C, K]). Chances are in 255ths. The file names the model by its fingerprint. It holds nothing a user ever
-wrote, so it may be shared; what is learned from users is in `profile.py`.
+`context_chances` [C, K]). Chances are in 255ths. The file names the model by its fingerprint. The one that comes
+with the package holds nothing a user ever wrote; one made from answers to a user's prompts is the user's alone.
 
 Notation: V vocabulary, K candidates, C contexts.
 """
@@ -33,7 +33,7 @@ LONGEST: Final = 2
 MAX_BYTES: Final = 8 << 20
 """Small enough to ship; `build` keeps to it and `load` refuses more."""
 _KIND, _VERSION = "candidate-table", "1"
-_WIDTH: Final = 8
+WIDTH: Final = 8
 """K"""
 _SCALE: Final = 255
 _HEADER_BYTES: Final = 4096
@@ -147,7 +147,7 @@ def build(entries: Iterable[Entry], vocabulary: int) -> CandidateTable:
             for token, chance in zip(entry.tokens, entry.chances, strict=True):
                 said[token] = said.get(token, 0.0) + chance
     dtype = np.dtype(np.uint16 if vocabulary <= 1 << 16 else np.uint32)
-    row = _WIDTH * (dtype.itemsize + 1)
+    row = WIDTH * (dtype.itemsize + 1)
     room = (MAX_BYTES - _HEADER_BYTES - vocabulary * row) // (row + 4)
     if room < 0:
         raise InputError(f"a table for a vocabulary of {vocabulary} does not fit into {MAX_BYTES} bytes")
@@ -175,13 +175,19 @@ def own_table(fingerprint: str) -> Path:
     return config.home() / "tables" / f"{fingerprint}.safetensors"
 
 
-def save_table(table: CandidateTable, fingerprint: str, file: Path) -> None:
+def save_table(table: CandidateTable, fingerprint: str, file: Path, mode: int = PUBLIC) -> None:
     """Write a table for the model of this fingerprint.
+
+    Args:
+        table: the table.
+        fingerprint: of the model.
+        file: where.
+        mode: of the file; `PRIVATE` if the text was not made up by the model alone.
 
     Raises:
         InputError: it cannot be written.
     """
-    replace(file, pack(table.tensors, Purpose(_KIND, _VERSION, fingerprint)), PUBLIC)
+    replace(file, pack(table.tensors, Purpose(_KIND, _VERSION, fingerprint)), mode)
 
 
 def load_table(file: Path, fingerprint: str, vocabulary: int) -> CandidateTable:
@@ -201,8 +207,8 @@ def load_table(file: Path, fingerprint: str, vocabulary: int) -> CandidateTable:
     require(tensors, "context_keys", ("uint32",), (None,), file)
     contexts = len(tensors["context_keys"])
     for name, rows in (("token", vocabulary), ("context", contexts)):
-        require(tensors, f"{name}_ids", ("uint16", "uint32"), (rows, _WIDTH), file)
-        require(tensors, f"{name}_chances", ("uint8",), (rows, _WIDTH), file)
+        require(tensors, f"{name}_ids", ("uint16", "uint32"), (rows, WIDTH), file)
+        require(tensors, f"{name}_chances", ("uint8",), (rows, WIDTH), file)
         if int(tensors[f"{name}_ids"].max(initial=0)) >= vocabulary:
             raise InputError(f"{file} names a token outside the vocabulary of {vocabulary}")
         if int(tensors[f"{name}_chances"].sum(1, dtype=np.int64).max(initial=0)) > _SCALE:
@@ -218,10 +224,10 @@ def _written(
     counts: Mapping[tuple[int, ...], int],
     dtype: np.dtype[Any],
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    ids = np.zeros((len(contexts), _WIDTH), dtype)
-    chances = np.zeros((len(contexts), _WIDTH), np.uint8)
+    ids = np.zeros((len(contexts), WIDTH), dtype)
+    chances = np.zeros((len(contexts), WIDTH), np.uint8)
     for row, context in enumerate(contexts):
-        best = sorted(sums.get(context, {}).items(), key=lambda item: -item[1])[:_WIDTH]
+        best = sorted(sums.get(context, {}).items(), key=lambda item: -item[1])[:WIDTH]
         for column, (token, total) in enumerate(best):
             ids[row, column] = token
             chances[row, column] = int(total / counts[context] * _SCALE)  # down, so that the sum stays below 1
