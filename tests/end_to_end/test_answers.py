@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +53,12 @@ def test_answers_are_those_of_the_unsplit_model_token_for_token(
         for prompt in prompts[::4]:
             result = client.generate(prompt.text, max_tokens=NEW_TOKENS, ignore_eos=True).result()
             assert result.token_ids == unsplit(result.prompt_token_ids, NEW_TOKENS), prompt.id
-            assert result.steps == NEW_TOKENS - 1
+            assert 0 < result.steps < NEW_TOKENS  # fewer on a machine so slow that guesses pay
             assert result.finish_reason == "length"
 
 
 def test_command_line_answers_and_accounts(cutlayer: Run, at: tuple[str, ...]) -> None:
+    at = (*at, "--speculate", "off")  # a slow machine would guess, and the rows of guesses are bytes too
     plain = cutlayer("generate", QUESTION, *at)
     assert plain.returncode == 0, plain.stderr
     assert "Paris" in plain.stdout
@@ -138,6 +140,7 @@ def test_an_async_task_can_be_cancelled_and_the_client_used_again(server: Server
 def test_ctrl_c_ends_an_answer_and_frees_the_server(
     server: ServerProcess, at: tuple[str, ...], health_of: Callable[[ServerProcess], dict[str, Any]]
 ) -> None:
+    _until_idle(lambda: health_of(server)["sessions"])  # of the tests before
     command = ["generate", "Count to one thousand.", *at, "--max-tokens", "2000", "--ignore-eos"]
     with subprocess.Popen(
         [sys.executable, "-m", "cutlayer", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -151,7 +154,14 @@ def test_ctrl_c_ends_an_answer_and_frees_the_server(
         finally:
             process.kill()
     assert process.returncode == 130
-    assert health_of(server)["sessions"] == 0
+    _until_idle(lambda: health_of(server)["sessions"])
+
+
+def _until_idle(sessions: Callable[[], int]) -> None:
+    deadline = time.monotonic() + 20
+    while held := sessions():
+        assert time.monotonic() < deadline, f"{held} sessions are still open"
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

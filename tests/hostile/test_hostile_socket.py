@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from dataclasses import dataclass
@@ -38,6 +40,8 @@ MAX_SESSIONS = 4
 MAX_MESSAGE = 3 + frames.MAX_HEADER_BYTES + STEP_POSITIONS * HIDDEN * 4
 START_S = 120
 WAIT_S = 15
+BUSY_S = 3
+"""More than either side allows for the closing handshake."""
 UPGRADE_S = 10
 """What the server allows for the opening handshake."""
 GROWTH = 64 << 20
@@ -400,3 +404,17 @@ def _until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_who_leaves_a_busy_server_leaves_no_session(server: Served) -> None:
+    """Neither side hangs up before the server has read that the session is over, however long it takes over a step."""
+    remote = RemoteBody(dialler(server.url))
+    info = remote.info()
+    remote.open(info.fingerprint, info.cut, CODEC, HIDDEN)
+    server.process.send_signal(signal.SIGSTOP)
+    wake = threading.Timer(BUSY_S, server.process.send_signal, [signal.SIGCONT])
+    wake.start()
+    remote.send(0, hidden())
+    remote.close()
+    wake.join()
+    assert server.health()["sessions"] == 0

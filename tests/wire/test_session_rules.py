@@ -105,6 +105,17 @@ def test_frames_nobody_asked_for_change_nothing(client: ClientSession, header: f
     answer(client, frame)
 
 
+def test_results_under_way_may_come_before_a_session_is_closed(client: ClientSession) -> None:
+    client.step(0, rows(2))
+    client.close()
+    assert client.receive(frames.encode(frames.Result(1, 0, 2, 0), bytes(2 * ROW))) is None
+    with pytest.raises(ProtocolError, match="sent Opened where Closed was due"):
+        client.receive(frames.encode(frames.Opened(bytes(16), 9, 5, 5)))
+    assert client.id == ID
+    client.receive(frames.encode(frames.Closed()))
+    assert client.id is None
+
+
 @pytest.mark.parametrize("asked", ["open", "resume"])
 def test_no_result_passes_for_an_answer_to_open_or_resume(client: ClientSession, asked: str) -> None:
     client.step(0, rows(1))

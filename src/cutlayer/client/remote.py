@@ -34,6 +34,8 @@ REPLAY_BYTES: Final = 4 << 20
 """Rows per replayed frame; keeps any one frame from blocking the link for long."""
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
+_FAREWELL_S: Final = 5.0
+"""For a busy server to forget the session. If it learns first that the connection ended, it keeps the session for a resume."""
 _HEED_S: Final = 0.1
 """How soon a pause between two attempts notices that nobody waits any more."""
 
@@ -227,6 +229,9 @@ class RemoteBody:
             self._send(session.resume())
             session.receive(self._recv())
             self._send(session.close())
+        deadline = time.monotonic() + _FAREWELL_S
+        while session.id is not None:
+            session.receive(self._transport.recv(max(0.0, deadline - time.monotonic())))
 
     def abort(self) -> None:
         """Disconnect for good; another thread waiting for an answer gets ConnectionLostError. The server's session expires."""

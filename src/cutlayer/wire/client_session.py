@@ -155,7 +155,7 @@ class ClientSession:
         self._pending.clear()
 
     def close(self) -> bytes:
-        """Ask the server to forget the session."""
+        """Ask the server to forget the session; answers to steps under way may still come before it says so."""
         self._asked = frames.Closed
         return frames.encode(frames.Close())
 
@@ -172,6 +172,8 @@ class ClientSession:
         """
         header, payload = _unpack(data)
         due = self._asked or frames.Result
+        if due is frames.Closed and isinstance(header, frames.Result):
+            return None  # of a step that was under way when the session was closed
         if type(header) is not due:
             raise ProtocolError(f"the server sent {type(header).__name__} where {due.__name__} was due")
         self._asked = None

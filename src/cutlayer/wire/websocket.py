@@ -211,7 +211,9 @@ def _limit_sending(channel: object, seconds: float) -> None:
     """End a send during which the peer takes nothing for so long. Pings cannot notice: they queue behind it."""
     if isinstance(channel, socket.socket) and hasattr(socket, "SO_SNDTIMEO"):
         whole, fraction = divmod(seconds, 1)
-        channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(whole), int(fraction * 1e6)))
+        limit = struct.pack("@ll", int(whole), int(fraction * 1e6))
+        with contextlib.suppress(OSError):  # the peer has ended it already, which the first use tells better
+            channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 def _security(channel: object) -> PeerSecurity:
