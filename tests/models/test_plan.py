@@ -12,6 +12,7 @@ from cutlayer.models.conditions import Conditions
 from cutlayer.models.cost import DOWNLINK_OVERHEAD, LOSSLESS, UPLINK_OVERHEAD, CutCost, row_bytes
 from cutlayer.models.parameters import Parameters, count_parameters
 from cutlayer.models.plan import Plan, make_plan
+from cutlayer.types import DTYPE_NAMES
 from cutlayer.wire import codecs, frames
 
 
@@ -69,6 +70,14 @@ def test_without_a_bound_two_and_two_is_recommended() -> None:
     plan = make_plan("m", _parameters(), Conditions())
     assert plan.recommended == "2:28"
     assert any("no proof of privacy" in note for note in plan.notes)
+
+
+def test_a_tied_output_head_is_held_twice_in_bfloat16_alone() -> None:
+    notes = {
+        dtype: " ".join(make_plan("m", _parameters(embedding=28_000_000), Conditions(dtype=dtype)).notes)
+        for dtype in DTYPE_NAMES
+    }
+    assert [dtype for dtype, said in notes.items() if "0.06 GB on top" in said] == ["bfloat16"]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from cutlayer.errors import CutError, ModelNotFoundError, ProtocolError, RemoteC
 from cutlayer.models.family import read_config
 from cutlayer.models.locate import fingerprint, locate, pulled_models
 from cutlayer.models.parts import load_client
+from cutlayer.models.weights import keep_weights
 from cutlayer.text.tokenizer import Tokenizer
 from cutlayer.types import Cut, DtypeName, check_dtype
 from cutlayer.wire import frames
@@ -63,6 +64,7 @@ class Trusted:
         self.tokenizer = Tokenizer(self.directory)
         self.dtype: DtypeName = check_dtype(dtype or info.dtype)
         self.parts: ClientParts = load_client(self.directory, self.cut, getattr(torch, self.dtype), device)
+        keep_weights(self.parts.tail, "dtype")
         self.codec: Codec = CODECS.get(codec or LOSSLESS_FOR[self.dtype])
         self.turn = threading.Lock()
         """Held while a forward pass runs."""

@@ -20,6 +20,11 @@ FORMATS_NOTE: Final = (
     "int8 and int4 are sizes to compare with other engines; cutlayer itself computes in float32, bfloat16 or float16."
 )
 
+TIED_NOTE: Final = (
+    "In bfloat16 on a processor with matrix units the client holds the output head once more, as those units read it: "
+    "{gb:.2f} GB on top, because it is the embedding otherwise."
+)
+
 
 class Plan(msgspec.Struct, frozen=True):
     """All candidate cuts of a model, and the recommended one.
@@ -73,8 +78,15 @@ def make_plan(model: str, parameters: Parameters, conditions: Conditions, cuts: 
         cuts=plans,
         recommended=recommended,
         reason=reason,
-        notes=(FORMATS_NOTE, PRIVACY_NOTE),
+        notes=(FORMATS_NOTE, *_second_head(parameters, conditions), PRIVACY_NOTE),
     )
+
+
+def _second_head(parameters: Parameters, conditions: Conditions) -> list[str]:
+    """What packing costs, see `cutlayer.models.packed`."""
+    if not parameters.tied or conditions.dtype != "bfloat16":
+        return []
+    return [TIED_NOTE.format(gb=2 * parameters.embedding / 1e9)]
 
 
 def symmetric_cuts(layers: int) -> list[Cut]:

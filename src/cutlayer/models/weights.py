@@ -1,8 +1,9 @@
 """How a part's weights are kept in memory, apart from the dtype it computes in.
 
-`int8` rounds every linear layer's weights to 8 bits with one scale per output row (symmetric, nothing is calibrated) through
-torchao. Hidden states, norms, attention and the cache stay in the part's dtype. Experts that a family keeps in one tensor for
-all of them are no linear layers and stay as they are, which `stored_bytes` shows.
+`dtype` keeps them in that dtype, packed where that makes products faster (`packed`). `int8` rounds every linear layer's
+weights to 8 bits with one scale per output row (symmetric, nothing is calibrated) through torchao. Hidden states, norms,
+attention and the cache stay in the part's dtype. Experts that a family keeps in one tensor for all of them are no linear
+layers and stay as they are, which `stored_bytes` shows.
 
 What it costs in quality and time is in `benchmarks/records/weights.json`. On a processor each product first expands its weights,
 so int8 saves memory, not time.
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from torch import nn
 
 from cutlayer.errors import InputError, UnsupportedModelError
+from cutlayer.models.packed import pack
 
 if TYPE_CHECKING:
     import torch
@@ -38,13 +40,14 @@ def check_weights(name: str) -> WeightsName:
 
 
 def keep_weights(part: Part, weights: WeightsName) -> None:
-    """Change how a filled part keeps its weights, in place. `dtype` leaves them alone.
+    """Change how a filled part keeps its weights, in place; afterwards it can be run, not trained.
 
     Raises:
         InputError: torchao is not installed.
         UnsupportedModelError: the part has no linear layer.
     """
     if weights == "dtype":
+        pack(part.shell)
         return
     if not any(isinstance(module, nn.Linear) for module in part.shell.modules()):
         raise UnsupportedModelError("this model's layers hold no linear layer that could be kept in int8")
