@@ -33,6 +33,7 @@ from transformers import (
 
 from cutlayer import config
 from cutlayer.client.speculation import table as tables
+from cutlayer.client.speculation.contexts import LONGEST
 from cutlayer.client.speculation.table import CandidateTable, Entry, build, entries_of, load_table, save_table
 from cutlayer.models.locate import fingerprint, locate
 from cutlayer.records.record import Figure, exact, new_record, proportion
@@ -240,7 +241,7 @@ def _measure(table: CandidateTable, held: Sequence[Conversation]) -> dict[str, F
     first = any_ = known = total = 0
     for conversation in held:
         for at in range(conversation.start, len(conversation.ids)):
-            context, token = tuple(conversation.ids[at - tables.LONGEST : at]), conversation.ids[at]
+            context, token = tuple(conversation.ids[at - LONGEST : at]), conversation.ids[at]
             pair = table.get(context)
             candidates = pair or table.get(context[-1:])
             first += next(iter(candidates), None) == token

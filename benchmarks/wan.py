@@ -8,6 +8,7 @@ Prints and writes the record ``wan`` and draws docs/figures/wan.svg from it.
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import time
@@ -20,9 +21,13 @@ from cyclopts import App, Parameter
 
 from cutlayer.cli.server_process import ServerProcess
 from cutlayer.client.connect import Client, Options, dialler
+from cutlayer.models.family import read_config
+from cutlayer.models.locate import locate
 from cutlayer.netsim.link import Link
 from cutlayer.netsim.shape import Shape
 from cutlayer.records.record import Figure, exact, median, new_record, proportion, read_record, write_record
+from cutlayer.types import check_dtype
+from cutlayer.wire.codecs import CODECS, LOSSLESS_FOR
 from report import RECORDS, ROOT, command, finish, ratio
 from wan_answers import TYPES, Answer, Prompt, Trip, TripModel, ask, ask_all, by_type, read_prompts, tokens_per_s
 from wan_plot import draw
@@ -30,7 +35,7 @@ from wan_plot import draw
 app = App(help=__doc__)
 _PROMPTS = "40 prompts of our own, 8 of each type of text (benchmarks/wan_prompts.jsonl)"
 _HEADLINE = Shape(rtt_ms=80, mbit_s=100)
-_GRID = [Shape(rtt_ms=rtt, mbit_s=rate) for rate in (100, 20) for rtt in (80, 20, 150)]
+_OTHERS = [Shape(rtt_ms=rtt, mbit_s=rate) for rate in (100, 20) for rtt in (80, 20, 150) if (rtt, rate) != (80, 100)]
 _CUNNINGHAM = ("cunningham:n=3", "cunningham:n=5", "cunningham:n=7")
 _FIXED = (*_CUNNINGHAM, "lookahead", "recycling:tree=static")
 """They send whatever they guess. The others measure what rows cost, and are not to be misled by sessions beside them."""
@@ -61,6 +66,11 @@ class Study:
         if self._write:
             write_record(self.record, RECORDS)
 
+    def save_acceptance(self, name: str, sessions: int) -> None:
+        """Write what there is; `name` was measured by this command, with so many sessions at once."""
+        how = {"sessions": sessions, "command": command("wan"), "load_average": os.getloadavg()}
+        self.save(acceptance=self._config.get("acceptance", {}) | {name: how})
+
     @contextmanager
     def link(self, shape: Shape, dtype: str) -> Iterator[ServerProcess]:
         """A server on the far side of a link."""
@@ -85,6 +95,16 @@ class Study:
         self.samples[name] = [
             [a.prompt, a.tokens, a.digest, round(a.seconds, 4), round(a.draft, 4), a.sent, a.received, len(a.trips)]
             for a in answers
+        ]
+
+    def trips(self, shape: Shape, name: str = "") -> list[Trip]:
+        """Round trips over a link, of one speculator or of all."""
+        begin, end = f"{_label(shape)}_", f"{name}_trips"
+        return [
+            Trip(*raw)
+            for key, kept in self.samples.items()
+            if key.startswith(begin) and key.endswith(end)
+            for raw in kept
         ]
 
     def digests(self, name: str, count: int) -> list[str] | None:
@@ -119,13 +139,16 @@ def wan(
     each: int = 8,
     tokens: int = 128,
     timed_each: int = 2,
-    timed_tokens: int = 64,
+    timed_tokens: int = 128,
+    grid_each: int = 1,
+    grid_tokens: int = 64,
     sessions: int = 8,
     adaptive_sessions: int = 2,
     repeats: int = 5,
     fixed: tuple[str, ...] = _FIXED,
     adaptive: tuple[str, ...] = (*_ADAPTIVE, "auto"),
     resume: bool = False,
+    again: tuple[str, ...] = (),
     dtype: str = "bfloat16",
     grid: Annotated[bool, Parameter(negative="--headline-only")] = True,
     write: bool = True,
@@ -144,8 +167,12 @@ def wan(
     tokens
         Of each answer there.
     timed_each
-        Prompts of each type in ``speed``.
+        Prompts of each type in ``speed``, over the headline's link.
     timed_tokens
+        Of each answer there.
+    grid_each
+        Prompts of each type over each of the other links.
+    grid_tokens
         Of each answer there.
     sessions
         At once, in ``acceptance``, of speculators that send whatever they guess.
@@ -159,6 +186,8 @@ def wan(
         Speculators that send what pays; ``auto`` is measured at a temperature of 0.7, too.
     resume
         Keep what the record has of ``acceptance`` with as many prompts.
+    again
+        Names in the record (``auto``, ``auto_t07``) to measure once more all the same.
     dtype
         In ``speed`` and ``first``; ``acceptance`` is in float32, where the same tokens can be asked for.
     grid
@@ -166,32 +195,37 @@ def wan(
     write
         Whether to write the record.
     redraw
-        Only draw the committed record again.
+        Only derive what is derived from the record's samples, and draw.
     """
     chart = ROOT / "docs" / "figures" / "wan.svg"
-    if redraw:
-        draw(read_record(RECORDS / "wan.json"), chart)
-        return
     study = Study(
         model,
         write,
         {"model": model, "cut": "2:-2", "prompts": _PROMPTS,
          "threads": torch.get_num_threads(), "headline": str(_HEADLINE)},
     )  # fmt: skip
+    if redraw:
+        parts = ()
+        width = read_config(locate(model)).hidden_size
+        _add_heldout(study, CODECS.get(LOSSLESS_FOR[check_dtype(dtype)]).row_bytes(width))
+        study.save()
     if "acceptance" in parts:
-        study.save(
-            tokens=tokens, prompts_each=each, sessions=sessions, adaptive_sessions=adaptive_sessions, dtype="float32"
-        )
+        study.save(tokens=tokens, prompts_each=each, dtype="float32")
         ways = [
             _Way("off", 0.0, sessions), *(_Way(spec, 0.0, sessions) for spec in fixed), _Way("off", 0.7, sessions),
             *(_Way(spec, 0.0, adaptive_sessions) for spec in adaptive),
             *(_Way(spec, 0.7, adaptive_sessions) for spec in adaptive if spec == "auto"),
         ]  # fmt: skip
-        _acceptance(study, read_prompts(each), tokens, ways, resume=resume)
-        study.save("acceptance")
+        _acceptance(study, read_prompts(each), tokens, ways, again if resume else None)
     if "speed" in parts:
-        _speed(study, read_prompts(timed_each), timed_tokens, _GRID if grid else _GRID[:1], dtype)
-        study.save("speed", timed_tokens=timed_tokens, timed_prompts_each=timed_each, timed_dtype=dtype)
+        loads = [_Load(_HEADLINE, read_prompts(timed_each), timed_tokens)]
+        if grid:
+            loads += [_Load(shape, read_prompts(grid_each), grid_tokens) for shape in _OTHERS]
+        _speed(study, loads, dtype)
+        study.save(
+            "speed", timed_tokens=timed_tokens, timed_prompts_each=timed_each, grid_tokens=grid_tokens,
+            grid_prompts_each=grid_each, timed_dtype=dtype,
+        )  # fmt: skip
     if "first" in parts:
         _first(study, repeats, dtype)
         study.save("first", repeats=repeats, pauses_s=_PAUSES_S, timed_dtype=dtype)
@@ -200,20 +234,32 @@ def wan(
         draw(study.record, chart)
 
 
+class _Load(NamedTuple):
+    """What is answered over a link, on the clock."""
+
+    shape: Shape
+    prompts: Sequence[Prompt]
+    tokens: int
+
+
 class _Way(NamedTuple):
     spec: str
     temperature: float
     sessions: int
 
 
-def _acceptance(study: Study, prompts: Sequence[Prompt], tokens: int, ways: Sequence[_Way], *, resume: bool) -> None:
-    """Everything over the headline's link, whose round trip the default's tree size depends on."""
+def _acceptance(
+    study: Study, prompts: Sequence[Prompt], tokens: int, ways: Sequence[_Way], again: Sequence[str] | None
+) -> None:
+    """Everything over the headline's link, whose round trip the default's tree size depends on; of what the record has only
+    what is named `again`, or all if that is None.
+    """
     with study.link(_HEADLINE, "float32") as server:  # identity needs it
         references: dict[float, list[str]] = {}
         for spec, temperature, sessions in ways:
             name = _name(spec, temperature)
             held = study.digests(f"acceptance_{name}", len(prompts))
-            if resume and held is not None:
+            if again is not None and name not in again and held is not None:
                 references.setdefault(temperature, held)
                 study.add_pooled(name)
                 continue
@@ -228,14 +274,13 @@ def _acceptance(study: Study, prompts: Sequence[Prompt], tokens: int, ways: Sequ
             sys.stderr.write(f"{name}: {study.figures[f'{name}_tokens_per_trip'].value:.2f} tokens per round trip\n")
             if spec == "auto" and not temperature:
                 study.figures["tokens_per_round_trip_mean"] = study.figures["auto_tokens_per_trip"]
-            study.save("acceptance")
+            study.save_acceptance(name, sessions)
 
 
-def _speed(study: Study, prompts: Sequence[Prompt], tokens: int, links: Sequence[Shape], dtype: str) -> None:
-    model: TripModel | None = None
-    errors: dict[str, float] = {}
-    for shape in links:
-        label = f"rtt{shape.rtt_ms:.0f}_{shape.mbit_s:.0f}"
+def _speed(study: Study, loads: Sequence[_Load], dtype: str) -> None:
+    """The headline's link first: all others are predicted from it."""
+    for shape, prompts, tokens in loads:
+        label = _label(shape)
         specs = ("off", "auto", *(_CUNNINGHAM if shape == _HEADLINE else ()))
         with study.link(shape, dtype) as server, ExitStack() as stack:
             clients = {spec: stack.enter_context(study.client(server, spec)) for spec in specs}
@@ -255,17 +300,36 @@ def _speed(study: Study, prompts: Sequence[Prompt], tokens: int, links: Sequence
         _add_ratios(study, label, answers, shape == _HEADLINE)
         rtt_s, bytes_per_s = shape.rtt_ms / 1e3, shape.bytes_per_s
         study.figures[f"{label}_fraction_of_model"] = _fraction(answers["auto"], rtt_s, bytes_per_s, row_bytes)
-        trips = [trip for given in answers.values() for answer in given for trip in answer.trips]
-        if model is None:  # the first link is the headline's; all others are predicted from it
-            model = TripModel.fit(trips, rtt_s, bytes_per_s, row_bytes)
-        else:
-            for spec, given in answers.items():
-                errors[f"{label}_{_name(spec, 0.0)}"] = _error(model, given, rtt_s, bytes_per_s)
         study.save()
-    if errors:
-        study.samples["heldout_latency_errors"] = [[name, round(error, 4)] for name, error in errors.items()]
-        study.figures["heldout_latency_error"] = _mean(list(errors.values()), "relative")
-        study.figures["heldout_latency_error_worst"] = exact(max(errors.values()), "relative", len(errors))
+    _add_heldout(study, row_bytes)
+
+
+def _label(shape: Shape) -> str:
+    """Of figures over a link."""
+    return f"rtt{shape.rtt_ms:.0f}_{shape.mbit_s:.0f}"
+
+
+def _add_heldout(study: Study, row_bytes: int) -> None:
+    """How well what was fitted to the headline's link predicts the others: all of a round trip, and what is left of it once the
+    computing is taken as each trip took it, since a shared machine is not equally fast all the time.
+    """
+    model = TripModel.fit(study.trips(_HEADLINE), _HEADLINE.rtt_ms / 1e3, _HEADLINE.bytes_per_s, row_bytes)
+    whole: dict[str, float] = {}
+    link: dict[str, float] = {}
+    for shape in _OTHERS:
+        for name in ("off", "auto"):
+            trips = study.trips(shape, name)
+            if trips:
+                took = sum(trip.total for trip in trips)
+                at = shape.rtt_ms / 1e3, shape.bytes_per_s
+                key = f"{_label(shape)}_{name}"
+                whole[key] = abs(sum(model.seconds(trip.rows, *at) for trip in trips) / took - 1)
+                link[key] = abs(sum(model.around_computing(trip, *at) for trip in trips) / took - 1)
+    for name, errors in (("heldout_latency_error", whole), ("heldout_link_error", link)):
+        if errors:
+            study.samples[f"{name}s"] = [[key, round(error, 4)] for key, error in errors.items()]
+            study.figures[name] = _mean(list(errors.values()), "relative")
+            study.figures[f"{name}_worst"] = exact(max(errors.values()), "relative", len(errors))
 
 
 def _add_ratios(study: Study, label: str, answers: dict[str, list[Answer]], headline: bool) -> None:
@@ -325,13 +389,6 @@ def _fraction(answers: Sequence[Answer], rtt_s: float, bytes_per_s: float, row_b
         )
         shares.append(predicted / answer.seconds)
     return _mean(shares, "fraction")
-
-
-def _error(model: TripModel, answers: Sequence[Answer], rtt_s: float, bytes_per_s: float) -> float:
-    """Of the predicted time of all round trips, relative."""
-    trips: list[Trip] = [trip for answer in answers for trip in answer.trips]
-    predicted = sum(model.seconds(trip.rows, rtt_s, bytes_per_s) for trip in trips)
-    return abs(predicted / sum(trip.total for trip in trips) - 1)
 
 
 def _ratio_of_sums(answers: Sequence[Answer]) -> Figure:

@@ -147,7 +147,14 @@ class TripModel(NamedTuple):
     def seconds(self, rows: int, rtt_s: float, bytes_per_s: float) -> float:
         """Of a round trip over any link."""
         computing = self.client[0] + self.server[0] + (self.client[1] + self.server[1]) * rows
-        return rtt_s + self.other + computing + 2 * rows * self.row_bytes / bytes_per_s
+        return self._link(rows, rtt_s, bytes_per_s) + computing
+
+    def around_computing(self, trip: Trip, rtt_s: float, bytes_per_s: float) -> float:
+        """The same, with the computing that a trip took."""
+        return self._link(trip.rows, rtt_s, bytes_per_s) + trip.client + trip.server
+
+    def _link(self, rows: int, rtt_s: float, bytes_per_s: float) -> float:
+        return rtt_s + self.other + 2 * rows * self.row_bytes / bytes_per_s
 
 
 def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:

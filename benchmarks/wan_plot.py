@@ -40,7 +40,9 @@ def draw(record: Record, path: Path) -> None:
         for name, label, style in (("off", "one token at a time", "--"), ("auto", "default", "-")):
             rates = [figures[f"rtt{rtt}_{rate}_{name}_tokens_per_s"].value for rtt in _RTTS]
             speed.plot(_RTTS, rates, f"o{style}", color=f"C{number}", label=f"{label}, {rate} Mbit/s")
-    speed.set(xlabel="round trip, ms", ylabel="tokens per second", ylim=(0, None), title="one session")
-    speed.legend(frameon=False)
+    speed.set(
+        xlabel="round trip, ms", ylabel="tokens per second", ylim=(0, 1.4 * speed.get_ylim()[1]), title="one session"
+    )
+    speed.legend(frameon=False, loc="upper right")
     path.parent.mkdir(parents=True, exist_ok=True)
     chart.savefig(path, metadata={"Date": None})

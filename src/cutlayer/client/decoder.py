@@ -26,6 +26,7 @@ import torch
 from cutlayer.client.speculation.speculator import States, Verified
 from cutlayer.defences.positions import History
 from cutlayer.errors import CancelledError, InputError, ProtocolError
+from cutlayer.prefix import common_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -303,11 +304,7 @@ class Decoder:
             ids: what is to be held.
             least: ids to send in any case: one gives the logits after the last. With none to send, nothing is rolled back.
         """
-        common = 0
-        for held, wanted in zip(self.ids, ids[: len(ids) - least], strict=False):
-            if held != wanted:
-                break
-            common += 1
+        common = common_length(self.ids, ids[: len(ids) - least])
         if common < len(ids):
             self.rollback(common)
         return ids[common:]

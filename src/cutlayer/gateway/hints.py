@@ -64,9 +64,8 @@ class Hints:
         """
         busy = self._pool.in_use_for(owner, prompt)
         same = [run for run, slot in self._places.items() if slot in busy]
-        in_the_way = (
-            [] if self._pool.has_free else list(self._places)[:1]
-        )  # the oldest makes the one place that is needed
+        # The oldest makes the one place that is needed.
+        in_the_way = [] if self._pool.has_free else list(self._places)[:1]
         for run in same or in_the_way:
             run.cancel(_refused("an answer took its place"))
         if same:

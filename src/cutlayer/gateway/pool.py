@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from cutlayer.errors import ConnectionLostError, CutlayerError
 from cutlayer.gateway.fair_queue import FairQueue
 from cutlayer.gateway.problems import ApiError
+from cutlayer.prefix import common_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,7 +68,7 @@ class Slot:
     def holds(self, prompt: Sequence[int]) -> tuple[int, int]:
         """Tokens `prompt` begins with that are held, and tokens held in all."""
         held = self._session.held if self._session is not None else ()
-        return _common(held, prompt), len(held)
+        return common_length(held, prompt), len(held)
 
     def prepare(self, owner: str) -> Session:
         """The session, opened or exchanged if need be.
@@ -152,7 +153,7 @@ class SessionPool:
         return [
             slot
             for slot, use in self._uses.items()
-            if use.owner == owner and _continues(_common(use.prompt, prompt), len(use.prompt))
+            if use.owner == owner and _continues(common_length(use.prompt, prompt), len(use.prompt))
         ]
 
     def take_free(self, owner: str, prompt: Sequence[int]) -> Slot | None:
@@ -274,16 +275,6 @@ class SessionPool:
 
     def _tell(self) -> None:
         self._changed(self.in_use, len(self._queue))
-
-
-def _common(ids: Sequence[int], prompt: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    common = 0
-    for ours, theirs in zip(ids, prompt, strict=False):
-        if ours != theirs:
-            break
-        common += 1
-    return common
 
 
 def _continues(common: int, length: int) -> bool:

@@ -17,7 +17,9 @@ from cutlayer.client.speculation.head.network import DraftHead
 from cutlayer.client.speculation.head.unroll import unroll
 from cutlayer.client.speculation.speculator import States, Verified
 from cutlayer.errors import InputError
+from cutlayer.models.packed import can_pack
 from cutlayer.models.parts import load_client
+from cutlayer.models.weights import keep_weights
 from cutlayer.server.build import build_service
 from cutlayer.server.local import LocalServer
 from cutlayer.types import Cut
@@ -45,6 +47,20 @@ def random_head(directory: Path, tail_layers: int = 2) -> DraftHead:
     for weight in head.trained().values():
         weight.data.normal_(0, 0.3)
     return head.requires_grad_(False).eval()
+
+
+@pytest.mark.skipif(
+    not can_pack(torch.zeros(1, 1, dtype=torch.bfloat16)), reason="this processor does not compute in bfloat16"
+)
+def test_a_client_whose_tail_is_packed_makes_the_same_head(tiny: Callable[[str], Path]) -> None:
+    plain, packed = (load_client(tiny("llama"), Cut(2, LAYERS - 2, LAYERS), torch.bfloat16) for _ in range(2))
+    keep_weights(packed.tail, "dtype")
+    states = []
+    for parts in (plain, packed):
+        torch.manual_seed(7)
+        states.append(DraftHead(parts, torch.arange(5, 95, 15), rank=8).state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def shown(ids: Sequence[int], returned: torch.Tensor, base: int = 0) -> Verified:

@@ -74,36 +74,6 @@ class Candidates:
         return iter(self._held.items())
 
 
-class Order:
-    """The contexts of one length, as a source.
-
-    Args:
-        candidates: shared by the orders; that of the longest looks after them.
-        length: tokens of a context.
-    """
-
-    def __init__(self, candidates: Candidates, length: int) -> None:
-        self._candidates = candidates
-        self._length = length
-
-    def follow(self, ids: Sequence[int]) -> None:
-        """See `Source.follow`."""
-
-    def propose(self, context: tuple[int, ...]) -> Mapping[int, float]:
-        """See `Source.propose`."""
-        return self._candidates.get(context[-self._length :]) if len(context) >= self._length else {}
-
-    def learn(self, seen: Verified, contexts: Sequence[tuple[int, ...]]) -> None:
-        """See `Source.learn`."""
-        if self._length == self._candidates.longest:
-            self._candidates.learn(seen, contexts)
-
-    def close(self) -> None:
-        """See `Source.close`."""
-        if self._length == self._candidates.longest:
-            self._candidates.close()
-
-
 def likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens of highest probability and their probabilities, each [T, K], likeliest first.
 

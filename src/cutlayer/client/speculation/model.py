@@ -26,6 +26,7 @@ from cutlayer.models.family import read_config
 from cutlayer.models.fill import fill
 from cutlayer.models.locate import locate
 from cutlayer.models.parts import Part, empty_model
+from cutlayer.prefix import common_length
 from cutlayer.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -111,9 +112,7 @@ class DraftModel:
 
     def _after(self, ids: Sequence[int]) -> torch.Tensor:
         """Logits [V] after `ids`; what the cache holds of them is not run again."""
-        pairs = zip(self._held, ids, strict=False)
-        common = next((at for at, (held, token) in enumerate(pairs) if held != token), min(len(self._held), len(ids)))
-        common = min(common, len(ids) - 1)
+        common = common_length(self._held, ids[:-1])
         with self._turn, torch.inference_mode():
             self._cache.rollback(common)
             device = self._drafter.shell.device

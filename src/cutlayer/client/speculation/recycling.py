@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import msgspec
 
-from cutlayer.client.speculation.candidates import Candidates, Order
+from cutlayer.client.speculation.candidates import Candidates
+from cutlayer.client.speculation.contexts import LONGEST, Order
 from cutlayer.client.speculation.mixed import Mixed
 from cutlayer.client.speculation.profile import ProfileCandidates
 from cutlayer.client.speculation.source import Weighed
-from cutlayer.client.speculation.table import TableOrder, find_table, load_table
+from cutlayer.client.speculation.table import find_table, load_table
 from cutlayer.client.speculation.template import StaticRecycling
 from cutlayer.errors import InputError
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from cutlayer.client.trusted import Trusted
     from cutlayer.registry import Spec
 
-LONGEST: Final = 2
-"""Tokens of the longest context that candidates are kept for. Three bring nothing beside lookup, and cost a third of the time."""
 NO_TABLE: Final = "none"
 
 
@@ -84,7 +83,7 @@ def recycled(options: Options, trusted: Trusted, learned: Sequence[Prior], table
     file = find_table(fingerprint) if options.table is None else Path(options.table).expanduser()
     if file is not None and options.table != NO_TABLE:
         fixed = load_table(file, fingerprint, vocabulary)
-        sources += [Weighed(TableOrder(fixed, n), *prior) for n, prior in zip(lengths, table, strict=True)]
+        sources += [Weighed(Order(fixed, n), *prior) for n, prior in zip(lengths, table, strict=True)]
     return sources
 
 

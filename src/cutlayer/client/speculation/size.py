@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cutlayer.client.speculation.draft import expected_tokens
 
@@ -30,6 +30,16 @@ _ALIKE: Final = 4
 _SOME_TRIPS: Final = 8
 
 
+class _Line(NamedTuple):
+    """Seconds over rows."""
+
+    middle: float
+    """Rows of a trip of mean length."""
+    mean: float
+    """Seconds it takes."""
+    per_row: float
+
+
 class TripTime:
     """Seconds of a round trip as a line over its rows, by least squares over the last ones.
 
@@ -40,15 +50,18 @@ class TripTime:
         self._trips: deque[tuple[int, float]] = deque(maxlen=_MEMORY)
         self._waits: deque[float] = deque(maxlen=_MEMORY)
         self._prior: float | None = None
+        self._fitted: _Line | None = None
 
     def add(self, rows: int, seconds: float, computing: float) -> None:
         """A round trip of `rows` rows took so long, and so much of it in head, body and tail."""
         self._trips.append((rows, seconds))
+        self._fitted = None
         self._waits.append(max(seconds - computing, 0.0))
 
     def add_prefill(self, rows: int, seconds: float, computing: float) -> None:
         """So many rows took so long together."""
         self._prior = computing / rows
+        self._fitted = None
         self._waits.append(max(seconds - computing, 0.0))
 
     def of(self, rows: int) -> float:
@@ -56,9 +69,8 @@ class TripTime:
         if not self._trips:
             # A few rows cost more than their share of many: the weights are read for them alone.
             return self.wait() + (_ROWS_OF_ONE + rows) * self._least_per_row()
-        lengths, times = zip(*self._trips, strict=True)
-        middle, mean = fmean(lengths), fmean(times)
-        return float(max(mean + self._per_row() * (rows - middle), _LEAST_SHARE * mean))
+        line = self._line()
+        return max(line.mean + line.per_row * (rows - line.middle), _LEAST_SHARE * line.mean)
 
     def lacks_contrast(self) -> bool:
         """Whether the last trips were all of about one length, so that a wrong belief about the cost of rows would last."""
@@ -69,7 +81,7 @@ class TripTime:
         """Rows the server could run while an answer and the next step are on their way: half of that time, to be sure."""
         if not self._trips:
             return 0
-        return int(self.wait() / 2 / self._per_row())
+        return int(self.wait() / 2 / self._line().per_row)
 
     def wait(self) -> float:
         """Seconds a round trip spends on the way."""
@@ -79,13 +91,16 @@ class TripTime:
         mean = fmean(seconds for _, seconds in self._trips) if self._trips else 1.0
         return max(self._prior or 0.0, _LEAST_SHARE * mean)
 
-    def _per_row(self) -> float:
-        lengths, times = zip(*self._trips, strict=True)
-        middle, mean = fmean(lengths), fmean(times)
-        spread = sum((length - middle) ** 2 for length in lengths)
-        covariance = sum((length - middle) * seconds for length, seconds in self._trips)
-        slope = (covariance + _PRIOR_WEIGHT * self._least_per_row()) / (spread + _PRIOR_WEIGHT)
-        return float(max(slope, _LEAST_SHARE * mean))
+    def _line(self) -> _Line:
+        """Through the last trips, of which there must be one."""
+        if self._fitted is None:
+            lengths, times = zip(*self._trips, strict=True)
+            middle, mean = fmean(lengths), fmean(times)
+            spread = sum((length - middle) ** 2 for length in lengths)
+            covariance = sum((length - middle) * seconds for length, seconds in self._trips)
+            slope = (covariance + _PRIOR_WEIGHT * self._least_per_row()) / (spread + _PRIOR_WEIGHT)
+            self._fitted = _Line(middle, mean, max(slope, _LEAST_SHARE * mean))
+        return self._fitted
 
 
 def best_size(draft: Draft, time: TripTime) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from cutlayer.prefix import common_length
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -92,7 +94,7 @@ class Suffixes:
 def _common(one: list[int], other: Sequence[int]) -> int:
     if list(other[: len(one)]) == one:  # nearly always, and much faster than asking token by token
         return len(one)
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
+    return common_length(one, other)
 
 
 def _length(text: list[int], at: int, context: tuple[int, ...]) -> int:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from cutlayer import config
+from cutlayer.client.speculation.contexts import LONGEST
 from cutlayer.client.speculation.tensor_file import Purpose, pack, replace, require, unpack
 from cutlayer.errors import InputError
 from cutlayer.wire.private_files import PUBLIC
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
     from cutlayer.client.speculation.speculator import Verified
 
-LONGEST: Final = 2
-"""Tokens of the longest context."""
 MAX_BYTES: Final = 8 << 20
 """Small enough to ship; `build` keeps to it and `load` refuses more."""
 _KIND, _VERSION = "candidate-table", "1"
@@ -51,7 +50,7 @@ class Entry(NamedTuple):
 
 
 class CandidateTable:
-    """See the module.
+    """See the module; a `Contexts`.
 
     Args:
         token_ids: [V, K]
@@ -60,6 +59,8 @@ class CandidateTable:
         context_ids: [C, K]
         context_chances: [C, K]
     """
+
+    longest = LONGEST
 
     def __init__(
         self,
@@ -83,31 +84,11 @@ class CandidateTable:
             return {}
         return _read(tensors["context_ids"], tensors["context_chances"], at)
 
-
-class TableOrder:
-    """The contexts of one length of a table, as a source.
-
-    Args:
-        table: the table.
-        length: tokens of a context.
-    """
-
-    def __init__(self, table: CandidateTable, length: int) -> None:
-        self._table = table
-        self._length = length
-
-    def follow(self, ids: Sequence[int]) -> None:
-        """See `Source.follow`."""
-
-    def propose(self, context: tuple[int, ...]) -> Mapping[int, float]:
-        """See `Source.propose`."""
-        return self._table.get(context[-self._length :]) if len(context) >= self._length else {}
-
     def learn(self, seen: Verified, contexts: Sequence[tuple[int, ...]]) -> None:
-        """See `Source.learn`. It never changes."""
+        """See `Contexts.learn`. It never changes."""
 
     def close(self) -> None:
-        """See `Source.close`."""
+        """See `Contexts.close`."""
 
 
 def entries_of(

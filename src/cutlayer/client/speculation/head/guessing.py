@@ -21,6 +21,7 @@ import torch
 from cutlayer.client.speculation.draft import Draft
 from cutlayer.client.speculation.head.beam import grow
 from cutlayer.client.speculation.head.file import load_head
+from cutlayer.prefix import common_length
 
 if TYPE_CHECKING:
     import threading
@@ -97,8 +98,7 @@ class HeadSpeculator:
 
     def _follow(self, known: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Bring the cache to `known`; feature [1, 1, D] and logits [R] of the last position."""
-        pairs = zip(self._read, known[:-1], strict=False)
-        common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self._read), len(known) - 1))
+        common = common_length(self._read, known[:-1])
         self._cache.rollback(common)
         del self._read[common:]
         tokens = torch.tensor([known[common:]], device=self._head.vocabulary.device)  # [1, T]

@@ -28,6 +28,7 @@ from torch.nn.functional import rms_norm
 
 from cutlayer.client.speculation.head.low_rank import LowRank
 from cutlayer.errors import InputError
+from cutlayer.models.packed import unpack
 from cutlayer.models.parts import Part
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class DraftHead(Part):
     """See the module.
 
     Args:
-        parts: the client's layers; their weights are shared, not copied.
+        parts: the client's layers; their weights are shared, packed ones copied.
         vocabulary: [R] token ids the head may guess.
         rank: r of the changes to each linear map of the layer.
 
@@ -138,7 +139,7 @@ def _outlook(output: object) -> Outlook:
 
 
 def _last_layer(tail: Tail) -> PreTrainedModel:
-    """The tail's shell with its last layer alone, on the same weights."""
+    """The tail's shell with its last layer alone, on the same weights; packed ones are unpacked, and take memory of their own."""
     if not tail.layers:
         raise InputError("a draft head is made from the client's last layer, and this cut leaves it none; cut at A:-1")
     shared = {id(tensor): tensor for tensor in chain(tail.shell.parameters(), tail.shell.buffers())}
@@ -151,6 +152,7 @@ def _last_layer(tail: Tail) -> PreTrainedModel:
     for module in base.layers.modules():
         if isinstance(getattr(module, "layer_idx", None), int):
             module.layer_idx = 0
+    unpack(shell)
     return shell
 
 

@@ -1,0 +1,61 @@
+"""What is known to follow short contexts, and the contexts of one length as a source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from cutlayer.client.speculation.speculator import Verified
+
+LONGEST: Final = 2
+"""Tokens of the longest context that is kept. Three bring nothing beside lookup, and cost a third of the time."""
+
+
+class Contexts(Protocol):
+    """Contexts of 1 … `longest` tokens → what may follow, with probabilities."""
+
+    longest: int
+
+    def get(self, context: tuple[int, ...]) -> Mapping[int, float]:
+        """What may follow exactly this context, likeliest first; empty if nothing is known."""
+        ...
+
+    def learn(self, seen: Verified, contexts: Sequence[tuple[int, ...]]) -> None:
+        """See `Source.learn`."""
+        ...
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        ...
+
+
+class Order:
+    """The contexts of one length, as a source.
+
+    Args:
+        known: shared by the orders; that of the longest looks after it.
+        length: tokens of a context.
+    """
+
+    def __init__(self, known: Contexts, length: int) -> None:
+        self._known = known
+        self._length = length
+
+    def follow(self, ids: Sequence[int]) -> None:
+        """See `Source.follow`."""
+
+    def propose(self, context: tuple[int, ...]) -> Mapping[int, float]:
+        """See `Source.propose`."""
+        return self._known.get(context[-self._length :]) if len(context) >= self._length else {}
+
+    def learn(self, seen: Verified, contexts: Sequence[tuple[int, ...]]) -> None:
+        """See `Source.learn`."""
+        if self._length == self._known.longest:
+            self._known.learn(seen, contexts)
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        if self._length == self._known.longest:
+            self._known.close()
