@@ -8,34 +8,14 @@ import pytest
 import torch
 
 from cutlayer.attacks.attack import Observation, build_attack, missing, prepare
-from cutlayer.attacks.prior import Prior
 from cutlayer.attacks.tree import TreeForward
-from cutlayer.audit.scene import Scene
 from cutlayer.errors import InputError, UnknownNameError
-from cutlayer.models.parts import load_client
-from cutlayer.types import Cut
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from cutlayer.attacks.prior import Prior
 
 FAMILIES = ["llama", "qwen3", "olmo2", "gpt_neox", "cohere"]
 PROMPTS = torch.randint(6, 101, (4, 12), generator=torch.Generator().manual_seed(5)).tolist()
-
-
-@pytest.fixture(scope="module")
-def scene(tiny: Callable[[str], Path]) -> Callable[..., Scene]:
-    def make(family: str = "llama", cut: str = "2:-2", defence: str = "none", codec: str = "fp32") -> Scene:
-        directory = tiny(family)
-        span = Cut.parse(cut, 6)
-        return Scene(directory, span, load_client(directory, span, torch.float32), defence, codec)
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def prior(tiny: Callable[[str], Path]) -> Prior:
-    return Prior.load(tiny("llama"), dtype=torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -337,9 +337,10 @@ def test_expansion_covers_everything_once() -> None:
         expand(6, [])
 
 
-def test_noise_is_met_with_a_language_model_by_default() -> None:
+def test_noise_is_met_with_a_language_model_and_an_early_stop_by_default() -> None:
     attacks = {(cell.defence, cell.attack) for cell in expand(6, ["2:-2"], ["none", "gaussian:sigma=1"])}
     assert ("gaussian:sigma=1", "map-beam") in attacks
+    assert ("gaussian:sigma=1", "actinv:steps=50") in attacks
     assert ("none", "map-beam") not in attacks
     assert ("none", "search") in attacks
 

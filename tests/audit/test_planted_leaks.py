@@ -201,6 +201,18 @@ def test_bits_in_a_field_of_the_header(bench, finding, monkeypatch: pytest.Monke
     assert "OPEN" in finding(diagnosis, "outgoing bytes").explanation
 
 
+def test_bits_in_a_tree_where_nothing_was_guessed(bench, finding, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = frames.encode
+
+    def encode(header: frames.Header, payload: bytes = b"") -> bytes:
+        if isinstance(header, frames.Step) and header.count > 2:
+            header = msgspec.structs.replace(header, parents=bytes([1, *[1, 2] * header.count])[: header.count])
+        return real(header, payload)
+
+    monkeypatch.setattr("cutlayer.wire.client_session.frames", _Patched(encode))
+    assert "guesses" in finding(bench.examine(), "outgoing bytes").explanation
+
+
 class _Patched:
     """The module `frames` with another `encode`."""
 

@@ -28,6 +28,7 @@ MATCHED = [
 ]  # fmt: skip
 COINS = ["dropout:p=0.5", "quantise:bits=8,stochastic=true", "quantise:bits=4,stochastic=true"]
 NOISE = ["gaussian:relative=0.5", "laplace:relative=0.5", "laplace:scale=0.5,clip=4", "dchi:relative=0.5"]
+SHUFFLED = ["permute:axis=columns"]
 RANDOM = [*COINS, *NOISE, "quantise:bits=2,stochastic=true"]
 
 IDS = [7, 23, 90, 23, 41, 64]
@@ -53,14 +54,14 @@ def rows(spec: str, hidden: torch.Tensor, i: int = 0) -> torch.Tensor:
 
 def test_all_registered_mechanisms_are_tested_here() -> None:
     """Those with pages of tests of their own aside."""
-    ours = {spec.partition(":")[0] for spec in (*MATCHED, *RANDOM)}
+    ours = {spec.partition(":")[0] for spec in (*MATCHED, *SHUFFLED, *RANDOM)}
     assert ours == set(MECHANISMS.names()) - {"pripert"}
     assert all(MECHANISMS.get(name).card.name == name for name in ours)
 
 
 @pytest.mark.parametrize("codec", ["fp32", "bf16"])
 @pytest.mark.parametrize("sessions", [1, 5])
-@pytest.mark.parametrize("spec", [*MATCHED, *RANDOM])
+@pytest.mark.parametrize("spec", [*MATCHED, *SHUFFLED, *RANDOM])
 def test_the_truth_is_accepted_and_beats_far_candidates(scene: Scene, spec: str, sessions: int, codec: str) -> None:
     """Against every token of the vocabulary, computed in one batch: other rounding than the victim's forward."""
     setting = scene.under(spec, codec)
@@ -79,7 +80,7 @@ def test_the_truth_is_accepted_and_beats_far_candidates(scene: Scene, spec: str,
             assert accepted.sum() == 1
 
 
-@pytest.mark.parametrize("spec", [*COINS, *NOISE])
+@pytest.mark.parametrize("spec", [*COINS, *SHUFFLED, *NOISE])
 def test_the_truth_is_never_rejected_by_bad_luck(scene: Scene, spec: str) -> None:
     setting = scene.under(spec)
     hidden = setting.hidden(torch.tensor([IDS]))[0]
@@ -176,7 +177,7 @@ def test_likelihood_ratios_average_to_the_divergence(
         assert float(ratio.mean()) == pytest.approx(divergence(other), abs=4 * error)
 
 
-@pytest.mark.parametrize("spec", [*MATCHED, *RANDOM])
+@pytest.mark.parametrize("spec", [*MATCHED, *SHUFFLED, *RANDOM])
 def test_resends_repeat_in_any_chunking_and_sessions_differ(scene: Scene, spec: str) -> None:
     hidden = scene.hidden(torch.tensor([IDS]))[0]
     defence = build_defence(spec, secret(1), scene.head)
@@ -324,6 +325,7 @@ def test_relative_strengths_are_ratios_of_lengths(scene: Scene, name: str, relat
         ("quantise:bits=3", "bits"), ("quantise:bits=4,stochastic=perhaps", "stochastic"), ("clip", "norm"),
         ("clip:norm=1,relative=1", "relative"), ("clip:relative=1", "layers"), ("lowrank", "rank"), ("lowrank:rank=0", "rank"),
         ("lowrank:rank=2,basis=learned", "basis"), ("lowrank:rank=2,basis=principal", "layers"),
+        ("permute", "axis"), ("permute:axis=diagonal", "axis"),
     ],
 )  # fmt: skip
 def test_wrong_options_are_refused_by_name_on_both_sides(spec: str, option: str) -> None:

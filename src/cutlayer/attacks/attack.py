@@ -102,6 +102,8 @@ class AttackCard(msgspec.Struct, frozen=True, kw_only=True):
     threat_model: str
     needs: frozenset[Capability]
     """What must be in the threat."""
+    in_order: bool = True
+    """Whether it takes row t of what left for position t."""
     parameters: dict[str, str]
     """Option → meaning with unit."""
     deviations: str
@@ -170,6 +172,7 @@ ATTACKS: Final[Registry[Kind]] = Registry(
             "revertlm",
             "search",
             "map-beam",
+            "vma",
         )
     },
 )
@@ -209,12 +212,16 @@ def prepare(attack: Attack, threat: Threat, progress: Callable[[float], None] = 
     """`Attack.prepare`, after checking that the threat holds what is needed.
 
     Raises:
-        InputError: it does not.
+        InputError: it does not, or rows leave in a secret order, in which the attack cannot read them.
     """
     absent = missing(attack, threat)
     if absent:
         raise InputError(
             f"attack {attack.card.name} needs {', '.join(sorted(absent))}, which a {threat.knowledge} attacker without "
             "them does not have"
+        )
+    if attack.card.in_order and not threat.channel.ordered:
+        raise InputError(
+            f"attack {attack.card.name} takes rows in order, and this defence sends them in a secret one; use vma"
         )
     return attack.prepare(threat, progress)

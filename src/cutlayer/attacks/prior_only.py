@@ -58,6 +58,7 @@ class _PriorOnly:
         source="–",
         threat_model="Knows the language and how many tokens there are; sees no hidden state.",
         needs=frozenset({"prior"}),
+        in_order=False,
         parameters={},
         deviations="Greedy text of the prior model, the same for every prompt; no published counterpart.",
         expected="A few per cent of tokens by chance.",

@@ -50,6 +50,8 @@ def account(messages: Sequence[Message], client: Client, calls: Sequence[HeadCal
         messages: of the whole session, in order.
         client: that had it.
         calls: every call of its head.
+
+    Footgun: a session that guesses is not explained; have it generate with ``speculate=False``.
     """
     row_bytes = client.codec.row_bytes(client.info.hidden_size)
     known, codec_error, defence_change = _computed_rows(client, calls, row_bytes)
@@ -158,6 +160,8 @@ class _Headers:
         if step.sequence != self._sequence:
             self._sequence = step.sequence
             return "its sequence number was not next"
+        if step.kept or step.parents:
+            return "it speaks of guesses, and none were made"
         if step.base > len(self._digests):
             return "it leaves a gap in the positions"
         if not step.flags & frames.NO_REPLY:

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 BASELINE: Final = "prior-only"
 """The attack that looks at nothing; every other is measured against it."""
 DEFAULT_ATTACKS: Final = ("nearest", "ridge", "mlp", "search")
-AGAINST_NOISE: Final = ("map-beam",)
-"""Added by default where there is a defence: it weighs a language model against the noise."""
-ADAPTED: Final = frozenset({"search", "map-beam"})
+AGAINST_NOISE: Final = ("map-beam", "actinv:steps=50")
+"""Added by default where there is a defence: one weighs a language model against the noise, the other fits embeddings and stops
+before it fits the noise too."""
+ADAPTED: Final = frozenset({"search", "map-beam", "vma"})
 """Attacks that use the defence's own law. A defence that only others tried is not known to protect anything."""
 MAX_CELLS: Final = 10_000
 

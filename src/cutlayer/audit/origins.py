@@ -6,9 +6,10 @@ its text is taken out; nothing about templates is assumed but that they render m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from cutlayer.errors import InputError
+from cutlayer.prefix import common_length
 from cutlayer.text.tokenizer import Message
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from cutlayer.text.tokenizer import Tokenizer
 
 Origin = Literal["template", "prompt", "answer"]
-T = TypeVar("T")
 
 
 def origins_of(tokenizer: Tokenizer, messages: Sequence[Message], ids: Sequence[int]) -> list[Origin]:
@@ -49,11 +49,3 @@ def origins_of(tokenizer: Tokenizer, messages: Sequence[Message], ids: Sequence[
 def origins_of_text(tokenizer: Tokenizer, ids: Sequence[int]) -> list[Origin]:
     """The origin of every token of a text without template: special tokens are the tokenizer's."""
     return ["template" if token in tokenizer.special_ids else "prompt" for token in ids]
-
-
-def common_length(first: Sequence[T], second: Sequence[T]) -> int:
-    """How many elements two sequences have in common at their beginning."""
-    for i, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
-            return i
-    return min(len(first), len(second))

@@ -27,9 +27,10 @@ import torch
 
 from cutlayer.attacks.attack import Observation, build_attack, prepare
 from cutlayer.attacks.prior import Prior
-from cutlayer.audit.origins import common_length, origins_of, origins_of_text
+from cutlayer.audit.origins import origins_of, origins_of_text
 from cutlayer.audit.scene import Scene
 from cutlayer.audit.view import Seen, View
+from cutlayer.prefix import common_length
 from cutlayer.text.tokenizer import Message
 
 if TYPE_CHECKING:

@@ -27,6 +27,9 @@ class Channel(Protocol):
     exact: bool
     """Whether acceptance leaves practically one candidate. Under strong noise wrong candidates are accepted too, and only
     comparing the likelihoods of many decides."""
+    ordered: bool
+    """Whether row t of what left is position t in every session. Where it is not, `estimate` brings the rows of all sessions
+    into one order, nobody knows which."""
 
     def log_likelihood(self, released: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """log p(released | candidate) up to a constant, [C].
@@ -59,6 +62,7 @@ class Repeated:
     """What most channels share: sessions are averaged, and every coordinate carries a value."""
 
     exact = False
+    ordered = True
 
     def estimate(self, released: torch.Tensor) -> torch.Tensor:
         """See `Channel.estimate`."""

@@ -93,7 +93,19 @@ MECHANISMS: Final[Registry[Mechanism]] = Registry(
     Mechanism,  # type: ignore[type-abstract]
     {
         name: f"cutlayer.defences.{name.replace('-', '_')}:MECHANISM"
-        for name in ("none", "gaussian", "laplace", "dchi", "topk", "dropout", "quantise", "clip", "lowrank", "pripert")
+        for name in (
+            "none",
+            "gaussian",
+            "laplace",
+            "dchi",
+            "topk",
+            "dropout",
+            "quantise",
+            "clip",
+            "lowrank",
+            "permute",
+            "pripert",
+        )
     },
 )
 

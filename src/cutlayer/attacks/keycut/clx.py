@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 
 from cutlayer.attacks.attack import given
-from cutlayer.attacks.keycut.attack import Attack, Card, Claim, Held, NoClaim, Public, Reader
+from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim
 from cutlayer.attacks.keycut.cancellation import cancel
+from cutlayer.attacks.keycut.kind import AttackKind
 from cutlayer.attacks.keycut.matching import same_token
 
 if TYPE_CHECKING:
     import torch
 
     from cutlayer.attacks.keycut.weights import Weights
-    from cutlayer.registry import Spec
 
 
 class _Options(msgspec.Struct, forbid_unknown_fields=True):
@@ -51,20 +51,8 @@ class _Reader:
         return Claim(held.asked, match.best, facts)
 
 
-class _Attack:
-    def __init__(self, options: _Options) -> None:
-        self._options = options
-
-    @property
-    def card(self) -> Card:
-        return ATTACK.card
-
-    def prepare(self, public: Public) -> Reader:
-        return _Reader(given(public.base), self._options)
-
-
-class _Kind:
-    card = Card(
+ATTACK: Final = AttackKind(
+    Card(
         name="clx",
         label="A2",
         source="This project; see `cutlayer.attacks.keycut.cancellation`. Weight directions of a public base are matched in "
@@ -83,11 +71,7 @@ class _Kind:
         },
         deviations="Not in the paper.",
         expected="Nearly all ids at any noise on embedding and head that leaves an answer worth reading.",
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        return _Attack(spec.read(_Options))
-
-
-ATTACK: Final = _Kind()
+    ),
+    _Options,
+    lambda public, options: _Reader(given(public.base), options),
+)

@@ -16,12 +16,11 @@ import msgspec
 import torch
 
 from cutlayer.attacks.attack import given
-from cutlayer.attacks.keycut.attack import Attack, Card, Claim, Held, NoClaim, Public, Reader
+from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim
+from cutlayer.attacks.keycut.kind import AttackKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from cutlayer.registry import Spec
 
 
 class _Options(msgspec.Struct, forbid_unknown_fields=True):
@@ -83,39 +82,6 @@ class _Reader:
         return _one_to_one(overlap - self._options.prior * rarity.square())
 
 
-class _Attack:
-    def __init__(self, options: _Options) -> None:
-        self._options = options
-
-    @property
-    def card(self) -> Card:
-        return ATTACK.card
-
-    def prepare(self, public: Public) -> Reader:
-        return _Reader(_Statistics(given(public.corpus), self._options.ids), self._options)
-
-
-class _Kind:
-    card = Card(
-        name="decipherment",
-        label="A5",
-        source="Substitution decipherment as in arXiv 2603.01499, Table 4 (SDA)",
-        needs=frozenset({"corpus", "log"}),
-        parameters={
-            "ids": "K, commonest ids under study; rarer ones are not named",
-            "rounds": "re-matchings at each stage",
-            "prior": "weight of the difference in frequency",
-        },
-        facts={"ids_in_log": "different ids seen", "ids_named": "of these, named"},
-        deviations="The paper's decoder is not described; this is an iterative matching of bigram distributions of our own.",
-        expected="Well above frequency matching once the log is long enough for bigrams to repeat.",
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        return _Attack(spec.read(_Options))
-
-
 def _one_to_one(similarity: torch.Tensor) -> torch.Tensor:
     """A column for every row of a square matrix, each once: mutual favourites first, then those of what is left; [K]."""
     chosen = torch.full((len(similarity),), -1)
@@ -129,4 +95,21 @@ def _one_to_one(similarity: torch.Tensor) -> torch.Tensor:
     return chosen
 
 
-ATTACK: Final = _Kind()
+ATTACK: Final = AttackKind(
+    Card(
+        name="decipherment",
+        label="A5",
+        source="Substitution decipherment as in arXiv 2603.01499, Table 4 (SDA)",
+        needs=frozenset({"corpus", "log"}),
+        parameters={
+            "ids": "K, commonest ids under study; rarer ones are not named",
+            "rounds": "re-matchings at each stage",
+            "prior": "weight of the difference in frequency",
+        },
+        facts={"ids_in_log": "different ids seen", "ids_named": "of these, named"},
+        deviations="The paper's decoder is not described; this is an iterative matching of bigram distributions of our own.",
+        expected="Well above frequency matching once the log is long enough for bigrams to repeat.",
+    ),
+    _Options,
+    lambda public, options: _Reader(_Statistics(given(public.corpus), options.ids), options),
+)

@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from cutlayer.attacks.attack import given
-from cutlayer.attacks.keycut.attack import Attack, Card, Claim, Held, NoClaim, Public, Reader
+from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim, Public, Reader
+from cutlayer.attacks.keycut.kind import AttackKind
 from cutlayer.attacks.keycut.matching import closest, sorted_rows
 
 if TYPE_CHECKING:
     from cutlayer.attacks.keycut.weights import Weights
-    from cutlayer.registry import Spec
 
 _REPEATS: Final = 3
 _BATCH: Final = 32
@@ -51,38 +51,10 @@ class _Reader:
         return Claim(asked, self._candidates[match.best], {"lead": float(match.margin.mean())})
 
 
-class _Attack:
-    def __init__(self, options: _Options) -> None:
-        self._options = options
-
-    @property
-    def card(self) -> Card:
-        return ATTACK.card
-
-    def prepare(self, public: Public) -> Reader:
-        counts = Counter(token for document in given(public.corpus) for token in document)
-        common = [token for token, _ in counts.most_common(self._options.candidates)]
-        return _Reader(given(public.base), torch.tensor(common), self._options.probes)
-
-
-class _Kind:
-    card = Card(
-        name="fingerprint",
-        label="A4",
-        source="This project",
-        needs=frozenset({"base", "corpus"}),
-        parameters={
-            "probes": "N, how many of the asked ids are probed, in their order",
-            "candidates": "C, most frequent ids of the attacker's text they are compared with",
-        },
-        facts={"lead": "half the difference of squared distances between the second best and the named id"},
-        deviations="Not in the paper.",
-        expected="SmolLM2, 8,192 candidates: 90 % of the probes without noise, 26 % at (0.02, 0.01), 1 % at the paper's noise.",
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        return _Attack(spec.read(_Options))
+def _prepare(public: Public, options: _Options) -> Reader:
+    counts = Counter(token for document in given(public.corpus) for token in document)
+    common = [token for token, _ in counts.most_common(options.candidates)]
+    return _Reader(given(public.base), torch.tensor(common), options.probes)
 
 
 @torch.inference_mode()
@@ -99,4 +71,20 @@ def _signatures(weights: Weights, ids: torch.Tensor) -> torch.Tensor:
     return torch.cat(found)
 
 
-ATTACK: Final = _Kind()
+ATTACK: Final = AttackKind(
+    Card(
+        name="fingerprint",
+        label="A4",
+        source="This project",
+        needs=frozenset({"base", "corpus"}),
+        parameters={
+            "probes": "N, how many of the asked ids are probed, in their order",
+            "candidates": "C, most frequent ids of the attacker's text they are compared with",
+        },
+        facts={"lead": "half the difference of squared distances between the second best and the named id"},
+        deviations="Not in the paper.",
+        expected="SmolLM2, 8,192 candidates: 90 % of the probes without noise, 26 % at (0.02, 0.01), 1 % at the paper's noise.",
+    ),
+    _Options,
+    _prepare,
+)

@@ -10,20 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 import torch
 
 from cutlayer.attacks.attack import given
-from cutlayer.attacks.keycut.attack import Attack, Card, Claim, Held, NoClaim, Public, Reader
+from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim
+from cutlayer.attacks.keycut.kind import AttackKind, NoOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from cutlayer.registry import Spec
-
-
-class _Options(msgspec.Struct, forbid_unknown_fields=True):
-    pass
 
 
 class _Reader:
@@ -37,17 +31,13 @@ class _Reader:
         return Claim(ids, torch.tensor([named.get(token, -1) for token in seen]), {"ids_in_log": len(seen)})
 
 
-class _Attack:
-    @property
-    def card(self) -> Card:
-        return ATTACK.card
-
-    def prepare(self, public: Public) -> Reader:
-        return _Reader(by_frequency(given(public.corpus)))
+def by_frequency(documents: Sequence[Sequence[int]]) -> list[int]:
+    """Ids, the most frequent first."""
+    return [token for token, _ in Counter(token for document in documents for token in document).most_common()]
 
 
-class _Kind:
-    card = Card(
+ATTACK: Final = AttackKind(
+    Card(
         name="frequency",
         label="A5",
         source="Token-frequency matching of arXiv 2603.01499, Table 4 (TFMA)",
@@ -56,17 +46,7 @@ class _Kind:
         facts={"ids_in_log": "different ids seen"},
         deviations="Every rank is named, and only the named id counts; the paper also counts the ten and hundred around it.",
         expected="Grows with the log and with the likeness of the attacker's text (paper: 3.2 % top-10, same distribution).",
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        spec.read(_Options)
-        return _Attack()
-
-
-def by_frequency(documents: Sequence[Sequence[int]]) -> list[int]:
-    """Ids, the most frequent first."""
-    return [token for token, _ in Counter(token for document in documents for token in document).most_common()]
-
-
-ATTACK: Final = _Kind()
+    ),
+    NoOptions,
+    lambda public, options: _Reader(by_frequency(given(public.corpus))),
+)

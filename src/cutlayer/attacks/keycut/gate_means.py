@@ -7,21 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 import torch
 
 from cutlayer.attacks.attack import given
-from cutlayer.attacks.keycut.attack import Attack, Card, Claim, Held, NoClaim, Public, Reader
+from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim
+from cutlayer.attacks.keycut.kind import AttackKind, NoOptions
 from cutlayer.attacks.keycut.matching import closest
 from cutlayer.obfuscation.layout import Role
 
 if TYPE_CHECKING:
     from cutlayer.attacks.keycut.weights import Weights
-    from cutlayer.registry import Spec
-
-
-class _Options(msgspec.Struct, forbid_unknown_fields=True):
-    pass
 
 
 class _Reader:
@@ -35,17 +30,14 @@ class _Reader:
         return Claim(held.asked, match.best, {"lead": float(match.margin.mean())})
 
 
-class _Attack:
-    @property
-    def card(self) -> Card:
-        return ATTACK.card
-
-    def prepare(self, public: Public) -> Reader:
-        return _Reader(given(public.base))
+def _means(weights: Weights) -> torch.Tensor:
+    """[V, L]"""
+    gates = [weights.rows(Role.GATE, layer).mean(0) for layer in range(weights.layers)]
+    return weights.embedding() @ torch.stack(gates, 1)
 
 
-class _Kind:
-    card = Card(
+ATTACK: Final = AttackKind(
+    Card(
         name="gate-means",
         label="A1",
         source="The gate-invariant attack of arXiv 2603.01499 (Gate-IA)",
@@ -54,18 +46,7 @@ class _Kind:
         facts={"lead": "half the difference of squared distances between the second best and the named id"},
         deviations="Every layer's gate gives one value, divided by its deviation over the vocabulary; all values count alike.",
         expected="All ids without noise; paper: 6 % at (1.0, 0.2).",
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        spec.read(_Options)
-        return _Attack()
-
-
-def _means(weights: Weights) -> torch.Tensor:
-    """[V, L]"""
-    gates = [weights.rows(Role.GATE, layer).mean(0) for layer in range(weights.layers)]
-    return weights.embedding() @ torch.stack(gates, 1)
-
-
-ATTACK: Final = _Kind()
+    ),
+    NoOptions,
+    lambda public, options: _Reader(given(public.base)),
+)

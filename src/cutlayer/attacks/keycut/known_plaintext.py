@@ -13,12 +13,12 @@ import msgspec
 import torch
 
 from cutlayer.attacks.attack import given
-from cutlayer.attacks.keycut.attack import Attack, Card, Claim, Held, NoClaim, Public, Reader
+from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim
+from cutlayer.attacks.keycut.kind import AttackKind
 from cutlayer.attacks.keycut.matching import same_token, unit
 
 if TYPE_CHECKING:
     from cutlayer.attacks.keycut.weights import Weights
-    from cutlayer.registry import Spec
 
 _PENALTIES: Final = tuple(10.0**exponent for exponent in range(-6, 3))
 """Candidates for λ as a share of the mean squared length of a row."""
@@ -51,35 +51,6 @@ class _Reader:
         )
 
 
-class _Attack:
-    def __init__(self, options: _Options) -> None:
-        self._options = options
-
-    @property
-    def card(self) -> Card:
-        return ATTACK.card
-
-    def prepare(self, public: Public) -> Reader:
-        return _Reader(given(public.base), self._options)
-
-
-class _Kind:
-    card = Card(
-        name="known-plaintext",
-        label="A3",
-        source="Ridge inversion of known rows, a usual baseline (the paper's IMA trains under other keys)",
-        needs=frozenset({"base", "known"}),
-        parameters={"pairs": "M, known ids", "rows": "tables that are regressed: embedding, head, or both"},
-        facts={"cosine": "mean cosine of regressed rows with those named", "lead": "by which these lead the second"},
-        deviations="λ is chosen on every fifth known pair.",
-        expected="With both tables more than with the embedding alone, whose noise is larger at the paper's defaults.",
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        return _Attack(spec.read(_Options))
-
-
 def _tables(weights: Weights, options: _Options) -> list[torch.Tensor]:
     tables = {"embedding": weights.embedding, "head": weights.head}
     return [read() for name, read in tables.items() if options.rows in (name, "both")]
@@ -105,4 +76,17 @@ def _solve(known: torch.Tensor, plain: torch.Tensor, asked: torch.Tensor, penalt
     return asked @ (known.T @ weights)
 
 
-ATTACK: Final = _Kind()
+ATTACK: Final = AttackKind(
+    Card(
+        name="known-plaintext",
+        label="A3",
+        source="Ridge inversion of known rows, a usual baseline (the paper's IMA trains under other keys)",
+        needs=frozenset({"base", "known"}),
+        parameters={"pairs": "M, known ids", "rows": "tables that are regressed: embedding, head, or both"},
+        facts={"cosine": "mean cosine of regressed rows with those named", "lead": "by which these lead the second"},
+        deviations="λ is chosen on every fifth known pair.",
+        expected="With both tables more than with the embedding alone, whose noise is larger at the paper's defaults.",
+    ),
+    _Options,
+    lambda public, options: _Reader(given(public.base), options),
+)

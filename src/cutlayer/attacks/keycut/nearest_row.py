@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from cutlayer.attacks.attack import given
-from cutlayer.attacks.keycut.attack import Attack, Card, Claim, Held, NoClaim, Public, Reader
+from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim
+from cutlayer.attacks.keycut.kind import AttackKind, NoOptions
 from cutlayer.attacks.keycut.matching import most_similar, unit
 
 if TYPE_CHECKING:
     from cutlayer.attacks.keycut.weights import Weights
-    from cutlayer.registry import Spec
-
-
-class _Options(msgspec.Struct, forbid_unknown_fields=True):
-    pass
 
 
 class _Reader:
@@ -32,17 +26,8 @@ class _Reader:
         return Claim(held.asked, match.best, {"cosine": float(match.similarity.mean())})
 
 
-class _Attack:
-    @property
-    def card(self) -> Card:
-        return ATTACK.card
-
-    def prepare(self, public: Public) -> Reader:
-        return _Reader(given(public.base))
-
-
-class _Kind:
-    card = Card(
+ATTACK: Final = AttackKind(
+    Card(
         name="nearest-row",
         label="A0",
         source="The nearest-neighbour attack of arXiv 2603.01499, Table 1",
@@ -51,12 +36,7 @@ class _Kind:
         facts={"cosine": "mean cosine with the row that was named"},
         deviations="None known; the paper does not say how rows of different length are compared, and they are not here.",
         expected="Chance under dense hidden keys (paper: 0). It says nothing about the attacks that undo the keys.",
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        spec.read(_Options)
-        return _Attack()
-
-
-ATTACK: Final = _Kind()
+    ),
+    NoOptions,
+    lambda public, options: _Reader(given(public.base)),
+)

@@ -21,8 +21,9 @@ import msgspec
 import torch
 
 from cutlayer.attacks.attack import Auxiliary, given
-from cutlayer.attacks.keycut.attack import Attack, Card, Claim, Held, NoClaim, Public, Reader
+from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim
 from cutlayer.attacks.keycut.cancellation import cancel
+from cutlayer.attacks.keycut.kind import AttackKind
 from cutlayer.attacks.linear_map import LinearMap
 from cutlayer.attacks.table import TokenTable
 from cutlayer.models.parts import load_client
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cutlayer.attacks.keycut.weights import Weights
-    from cutlayer.registry import Spec
 
 _LONGEST: Final = 128
 """Tokens of a document that are run; later ones look like these."""
@@ -69,40 +69,6 @@ class _Reader:
         return Claim(torch.tensor(list(votes)), torch.tensor(chosen), facts)
 
 
-class _Attack:
-    def __init__(self, options: _Options) -> None:
-        self._options = options
-
-    @property
-    def card(self) -> Card:
-        return ATTACK.card
-
-    def prepare(self, public: Public) -> Reader:
-        return _Reader(given(public.base), given(public.corpus), self._options)
-
-
-class _Kind:
-    card = Card(
-        name="states",
-        label="A6",
-        source="Internal-state inversion of arXiv 2603.01499, Table 3 (ISA); ridge inversion of this project",
-        needs=frozenset({"base", "corpus", "log"}),
-        parameters={
-            "keys": "clx: recovered by cancellation; none: both bases are aligned by their moments",
-            "depth": "layers before the state, as a share of all",
-            "states": "states fitted on, and most states of the log that are read",
-        },
-        facts={"cosine": "mean cosine of regressed states with the embedding named", "states": "how many were read"},
-        deviations="Ridge regression, not gradient descent on the input: a position-wise reader, so a lower bound.",
-        expected="Without keys a few of the commonest tokens (16 to 25 % of traffic before the first layer, 5 % at half depth), "
-        "high with them (paper without its keys: 40 % from hidden states).",
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        return _Attack(spec.read(_Options))
-
-
 @torch.inference_mode()
 def _states(
     weights: Weights, documents: Sequence[Sequence[int]], options: _Options
@@ -135,4 +101,22 @@ def _axes(states: torch.Tensor, count: int) -> torch.Tensor:
     return turned
 
 
-ATTACK: Final = _Kind()
+ATTACK: Final = AttackKind(
+    Card(
+        name="states",
+        label="A6",
+        source="Internal-state inversion of arXiv 2603.01499, Table 3 (ISA); ridge inversion of this project",
+        needs=frozenset({"base", "corpus", "log"}),
+        parameters={
+            "keys": "clx: recovered by cancellation; none: both bases are aligned by their moments",
+            "depth": "layers before the state, as a share of all",
+            "states": "states fitted on, and most states of the log that are read",
+        },
+        facts={"cosine": "mean cosine of regressed states with the embedding named", "states": "how many were read"},
+        deviations="Ridge regression, not gradient descent on the input: a position-wise reader, so a lower bound.",
+        expected="Without keys a few of the commonest tokens (16 to 25 % of traffic before the first layer, 5 % at half depth), "
+        "high with them (paper without its keys: 40 % from hidden states).",
+    ),
+    _Options,
+    lambda public, options: _Reader(given(public.base), given(public.corpus), options),
+)

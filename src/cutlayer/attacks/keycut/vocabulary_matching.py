@@ -15,7 +15,8 @@ import msgspec
 import torch
 
 from cutlayer.attacks.attack import given
-from cutlayer.attacks.keycut.attack import Attack, Card, Claim, Held, NoClaim, Public, Reader
+from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim
+from cutlayer.attacks.keycut.kind import AttackKind
 from cutlayer.attacks.keycut.matching import Match, closest, sorted_rows
 from cutlayer.obfuscation.layout import Role
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cutlayer.attacks.keycut.weights import Weights
-    from cutlayer.registry import Spec
 
 _KEPT: Final = 128
 """Q."""
@@ -48,42 +48,6 @@ class _Reader:
         ]
         best, agreement = _vote(matches)
         return Claim(held.asked, best, {"products": len(matches), "agreement": float(agreement.mean())})
-
-
-class _Attack:
-    def __init__(self, options: _Options) -> None:
-        self._options = options
-
-    @property
-    def card(self) -> Card:
-        return ATTACK.card
-
-    def prepare(self, public: Public) -> Reader:
-        return _Reader(given(public.base), self._options)
-
-
-class _Kind:
-    card = Card(
-        name="vocabulary-matching",
-        label="A1",
-        source="The vocabulary-matching attack of arXiv 2603.01499, Appendix F and Table 8 (VMA)",
-        needs=frozenset({"base"}),
-        parameters={
-            "layers": "layers whose products vote, evenly spaced",
-            "columns": "longest row that is sorted: head and scores have V columns, and are left out where V is larger",
-        },
-        facts={"products": "how many voted", "agreement": "mean share of the votes that the named id got"},
-        deviations=(
-            f"Of a sorted row, at most {_KEPT} evenly spaced values are compared. One vote per product and layer; ties go to the "
-            "clearest lead. The products of feed-forward blocks with embedding and head are the paper's; those of two "
-            "feed-forward blocks are not in its list, see clx."
-        ),
-        expected="All ids without noise; falls with α_e (paper: 2.6 to 25 % at its defaults, above 30 % at α_e = 0.5).",
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        return _Attack(spec.read(_Options))
 
 
 def _products(weights: Weights, options: _Options) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -120,4 +84,24 @@ def _vote(matches: list[Match]) -> tuple[torch.Tensor, torch.Tensor]:
     return votes.gather(0, chosen)[0], counts.gather(0, chosen)[0] / len(matches)
 
 
-ATTACK: Final = _Kind()
+ATTACK: Final = AttackKind(
+    Card(
+        name="vocabulary-matching",
+        label="A1",
+        source="The vocabulary-matching attack of arXiv 2603.01499, Appendix F and Table 8 (VMA)",
+        needs=frozenset({"base"}),
+        parameters={
+            "layers": "layers whose products vote, evenly spaced",
+            "columns": "longest row that is sorted: head and scores have V columns, and are left out where V is larger",
+        },
+        facts={"products": "how many voted", "agreement": "mean share of the votes that the named id got"},
+        deviations=(
+            f"Of a sorted row, at most {_KEPT} evenly spaced values are compared. One vote per product and layer; ties go to the "
+            "clearest lead. The products of feed-forward blocks with embedding and head are the paper's; those of two "
+            "feed-forward blocks are not in its list, see clx."
+        ),
+        expected="All ids without noise; falls with α_e (paper: 2.6 to 25 % at its defaults, above 30 % at α_e = 0.5).",
+    ),
+    _Options,
+    lambda public, options: _Reader(given(public.base), options),
+)

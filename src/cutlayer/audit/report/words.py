@@ -90,7 +90,7 @@ def verdict(settings: Sequence[Setting], bar: Bar) -> Verdict:
         which = "It was" if len(settings) == 1 else f"{len(blind)} of {len(settings)} settings were"
         sentences.append(
             f"{which} tried only by attacks that ignore the defence; low figures there are no evidence of safety. "
-            "Add --attack search, and map-beam for random defences."
+            "Add --attack search, and map-beam and actinv for random defences."
         )
     failed = sum(record.config.status == "error" for setting in settings for record in setting.without)
     if failed:
