@@ -10,7 +10,6 @@ Prints and writes the record ``frontier`` and draws docs/figures/frontier.svg fr
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,8 +56,14 @@ SETTINGS = (
     Setting("lowrank_32", "lowrank:rank=32,basis=principal"),
     Setting("pripert_0.4", "pripert:reading=static,beta=0.4"),
 )
+CHEAP = ("search:width=96", "actinv:steps=50", "ridge")
+"""Attacks in order of cost."""
+COSTLY = ("map-beam:beams=4,proposals=64", "gru:steps=200")
+"""Then these, where the model is of use to anybody."""
+FULL = 2
+"""Depth at which all settings are measured."""
 DEEP = ("none", "gaussian_0.2", "gaussian_0.4", "int2", "pripert_0.4")
-"""Settings measured beyond the first depth, where everything costs more."""
+"""Settings measured at others, where everything costs more."""
 
 
 @app.default
@@ -70,7 +75,6 @@ def frontier(
     prompts: int = 24,
     seeds: int = 3,
     pairs: int = 30_000,
-    gru_steps: int = 200,
     text: int = 24,
     items: int = 10,
     write: bool = True,
@@ -84,7 +88,7 @@ def frontier(
     model
         Name or directory.
     depths
-        Layers of the client; all settings at the first, a choice at the others.
+        Layers of the client; all settings at 2, a choice at the others.
     settings
         Labels of settings; none is all.
     prompts
@@ -93,8 +97,6 @@ def frontier(
         How many.
     pairs
         Tokens of the attacker's text, through each defence.
-    gru_steps
-        Training steps of the retrained recurrent inverter.
     text
         Windows of 64 tokens on which perplexity is measured.
     items
@@ -102,7 +104,7 @@ def frontier(
     write
         Whether to write the record.
     resume
-        Keep what the committed record has of the same prompts and text.
+        Keep what the committed record has of the same prompts and text; settings there get the attacks they lack.
     redraw
         Only draw the committed record again.
     """
@@ -123,19 +125,19 @@ def frontier(
     if record is not None:
         rows, samples = record.config["rows"], record.samples
         figures = {name: figure for name, figure in record.figures.items() if name.startswith("k")}
-    done = {row["label"] for row in rows}
     for depth in depths:
         scene = study.scene(depth)
         utility = Utility(scene.directory, scene.cut)
         for setting in SETTINGS:
-            if (settings and setting.label not in settings) or (depth != depths[0] and setting.label not in DEEP):
+            if (settings and setting.label not in settings) or (depth != FULL and setting.label not in DEEP):
                 continue
-            if f"k{depth}_{setting.label}" in done:
+            under = scene.under(setting.spec)
+            known = next((row for row in rows if row["label"] == f"k{depth}_{setting.label}"), None)
+            row = known or _useful(under, depth, setting, utility, held, tasks, figures)
+            if not _attacked(study, under, row, figures, samples):
                 continue
-            row = _measure(
-                study, scene.under(setting.spec), depth, setting, utility, held, tasks, gru_steps, figures, samples
-            )
-            rows.append(row)
+            if known is None:
+                rows.append(row)
             sys.stderr.write(msgspec.json.encode(row).decode() + "\n")
             # Kept after every setting: a run takes most of an hour, and what it has measured is worth having.
             record = _record(study, rows, figures, samples, held, tasks)
@@ -180,49 +182,46 @@ def _passes(row: dict[str, Any]) -> bool:
     return bool(cheap and row["advantage"] <= BAR_ADVANTAGE and row["content_advantage"] <= BAR_ADVANTAGE - 0.05)
 
 
-def _measure(
-    study: Study, scene: Scene, depth: int, setting: Setting, utility: Utility, held: torch.Tensor, tasks: list[Item],
-    gru_steps: int, figures: dict[str, Figure], samples: dict[str, list[Any]],
+def _useful(
+    scene: Scene, depth: int, setting: Setting, utility: Utility, held: torch.Tensor, tasks: list[Item],
+    figures: dict[str, Figure],
 ) -> dict[str, Any]:  # fmt: skip
-    """One setting: utility, then attacks until one has read enough."""
+    """A row with what the setting costs, not attacked yet."""
     label = f"k{depth}_{setting.label}"
     left = utility.measure(scene, held)
     right = utility.accuracy(scene, tasks)
-    increase = left.perplexity_increase
-    figures[f"{label}_perplexity_increase"] = exact(increase, "relative", left.tokens)
+    figures[f"{label}_perplexity_increase"] = exact(left.perplexity_increase, "relative", left.tokens)
     figures[f"{label}_kl"] = exact(left.kl, "nats", left.tokens)
     figures[f"{label}_agreement"] = proportion(round(left.agreement * left.tokens), left.tokens)
     figures[f"{label}_task_accuracy"] = proportion(sum(right), len(right))
-    threat = scene.threat(study.auxiliary(scene, depth, setting.repeats), study.prior, repeats=setting.repeats)
-    best: dict[str, Figure] = {}
-    strongest = ""
-    ran = {}
-    for spec in _attacks(increase, best, gru_steps):
-        readings = study.attack(spec, threat, scene, f"{label} {spec}", repeats=setting.repeats)
-        found = study.found(readings)
-        ran[spec] = found["token_accuracy"].value
-        samples[f"{label}_{spec}"] = [one.token_accuracy for one in study.scores(readings)]
-        if not best or found["token_accuracy"].value > best["token_accuracy"].value:
-            best.clear()
-            best.update(found)
-            strongest = spec
-    figures.update({f"{label}_{name}": figure for name, figure in best.items()})
     return {
         "label": label, "depth": depth, "setting": setting.label, "defence": setting.spec, "repeats": setting.repeats,
-        "strongest": strongest, "attacks": ran, "perplexity_increase": increase,
-        "advantage": best["advantage"].value, "content_advantage": best["content_advantage"].value,
+        "attacks": {}, "perplexity_increase": left.perplexity_increase,
     }  # fmt: skip
 
 
-def _attacks(increase: float, best: dict[str, Figure], gru_steps: int) -> Iterator[str]:
-    """Attacks in order of cost, as long as there is something left to read."""
-    yield "search:width=96"
-    if best["token_accuracy"].value < ENOUGH:
-        yield "ridge"
-    if best["token_accuracy"].value < ENOUGH and increase <= USABLE:
-        yield "map-beam:beams=4,proposals=64"
-        if best["token_accuracy"].value < ENOUGH:
-            yield f"gru:steps={gru_steps}"
+def _attacked(
+    study: Study, scene: Scene, row: dict[str, Any], figures: dict[str, Figure], samples: dict[str, list[Any]],
+) -> bool:  # fmt: skip
+    """Give a row the attacks it has not had, until one has read enough; whether there were any."""
+    label, repeats = row["label"], row["repeats"]
+    accuracy = f"{label}_token_accuracy"
+    usable = row["perplexity_increase"] <= USABLE
+    threat = None
+    for spec in (*CHEAP, *(COSTLY if usable else ())):
+        if spec in row["attacks"] or (accuracy in figures and figures[accuracy].value >= ENOUGH):
+            continue
+        if threat is None:
+            threat = scene.threat(study.auxiliary(scene, row["depth"], repeats), study.prior, repeats=repeats)
+        readings = study.attack(spec, threat, scene, f"{label} {spec}", repeats=repeats)
+        found = study.found(readings)
+        row["attacks"][spec] = found["token_accuracy"].value
+        samples[f"{label}_{spec}"] = [one.token_accuracy for one in study.scores(readings)]
+        if accuracy not in figures or found["token_accuracy"].value > figures[accuracy].value:
+            figures.update({f"{label}_{name}": figure for name, figure in found.items()})
+            advantages = {name: found[name].value for name in ("advantage", "content_advantage")}
+            row |= {"strongest": spec, **advantages}
+    return threat is not None
 
 
 def draw(record: Record, path: Path) -> None:

@@ -9,6 +9,7 @@ Prints and writes the record ``inverters``.
 from __future__ import annotations
 
 import sys
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from cyclopts import App
 
 from attacked import Study
 from cutlayer.attacks.attack import Auxiliary
-from cutlayer.records.record import Figure, Record, new_record, proportion, write_record
+from cutlayer.records.record import Figure, Record, exact, new_record, proportion, write_record
 from report import RECORDS, command, finish
 
 app = App(help=__doc__)
+
+SCORED = ("token_accuracy", "token_set_f1", "rouge_l", "bleu_4", "exact_match")
 
 
 @app.default
@@ -88,22 +91,27 @@ def inverters(
             **study.config(), "runs": runs, "learned_depths": learned_depths, "mlp_depths": mlp_depths,
             "revertlm_depths": revertlm_depths,
             "second_stage_depths": second_stage_depths, "scaled": scaled, "scaled_epochs": scaled_epochs,
-            "scaled_depths": scaled_depths, "gru_steps": gru_steps,
+            "scaled_depths": scaled_depths, "gru_steps": gru_steps, "attack_score": f"mean of {', '.join(SCORED)}",
         }  # fmt: skip
-        return new_record("inverters", command("inverters"), config, figures, samples)
+        labels = [name.removesuffix("_token_set_f1") for name in figures if name.endswith("_token_set_f1")]
+        scores = {f"{label}_attack_score": _attack_score(label, figures) for label in labels}
+        return new_record("inverters", command("inverters"), config, figures | scores, samples)
 
     def keep() -> None:
-        # After every part: a run takes most of an hour.
+        # After every attack: a run takes most of an hour.
         if write:
             write_record(record(), RECORDS)
 
     def add(label: str, spec: str, depth: int, auxiliary: Auxiliary) -> None:
+        if f"k{depth}_{label}_token_accuracy" in figures:
+            return
         scene = study.scene(depth)
         readings = study.attack(spec, scene.threat(auxiliary, study.prior), scene, label)
         found, raw = study.figures(f"k{depth}_{label}", readings)
         figures.update(found)
         samples.update(raw)
         sys.stderr.write(f"k{depth} {label}: {found[f'k{depth}_{label}_token_accuracy'].value:.4f}\n")
+        keep()
 
     for depth in sorted({*learned_depths, *mlp_depths, *revertlm_depths, *second_stage_depths, *scaled_depths}):
         auxiliary = Auxiliary(study.ids, study.states(depth))
@@ -128,6 +136,12 @@ def inverters(
         study.states.cache_clear()
         keep()
     finish(record(), write=False)
+
+
+def _attack_score(label: str, found: dict[str, Figure]) -> Figure:
+    """Mean of five metrics, to stand beside RevertLM's published band: how that paper scores an attack is not known."""
+    parts = [found[f"{label}_{metric}"] for metric in SCORED]
+    return exact(fmean(part.value for part in parts), "fraction", parts[0].n)
 
 
 def _truth(study: Study) -> torch.Tensor:

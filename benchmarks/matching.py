@@ -29,6 +29,7 @@ def matching(
     prompts: int = 102,
     seeds: int = 3,
     pairs: int = 30_000,
+    resume: bool = False,
     write: bool = True,
 ) -> None:
     """Measure and record.
@@ -47,19 +48,26 @@ def matching(
         How many.
     pairs
         Tokens of the attacker's text, for the starting point.
+    resume
+        Keep what the committed record has of the same prompts and text.
     write
         Whether to write the record.
     """
     study = Study(model, prompts, seeds, pairs)
     figures: dict[str, Figure] = {}
     samples: dict[str, list[Any]] = {}
-    record = None
+    record = study.recorded("matching") if resume else None
+    if record is not None:
+        figures |= record.figures
+        samples |= record.samples
     for setting in settings:
         depth, _, defence = setting.partition(" ")
         scene = study.scene(int(depth)).under(defence)
         threat = scene.threat(study.auxiliary(scene, int(depth)), study.prior)
         for spec in attacks:
             label = f"k{depth}_{defence.partition(':')[0]}_{spec.replace(':', '_').replace('=', '_')}"
+            if f"{label}_token_accuracy" in figures:
+                continue
             found, raw = study.figures(label, study.attack(spec, threat, scene, label))
             figures |= found
             samples |= raw

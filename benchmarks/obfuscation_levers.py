@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from cyclopts import App
 
-from changed_bases import BATCH, LENGTH, RANK, RATE, fill, fine_tune, load, low_rank, noise
+from changed_bases import BATCH, LENGTH, RANK, RATE, STEPS, fill, fine_tune, load, low_rank, noise
 from cutlayer.attacks.keycut.attack import Public, build_attack
 from cutlayer.attacks.keycut.weights import Weights
 from cutlayer.audit.keycut.material import Material, first_tokens, material
@@ -75,7 +75,7 @@ class Run:
 
     def measure(self, name: str, lever: str, strength: float, change: Change) -> None:
         """Cancellation of an export of the changed base, and what the change costs; nothing where that is known already."""
-        if any(row["name"] == name for row in self.rows):
+        if self.has(name):
             return
         distance = self._distance(change)
         found = self._quality(change)
@@ -102,6 +102,10 @@ class Run:
         sys.stderr.write(msgspec.json.encode(row).decode() + "\n")
         if self.write:
             write_record(self.record(), RECORDS)
+
+    def has(self, name: str) -> bool:
+        """Whether it was measured."""
+        return any(row["name"] == name for row in self.rows)
 
     def traffic(self, name: str, log: list[list[int]], key: OwnerKey, sent: list[list[int]]) -> None:
         """Frequency and decipherment on a log of permuted ids, scored on what was really sent."""
@@ -198,8 +202,9 @@ def obfuscation_levers(
         run.measure(f"noise_{_name(strength)}", "noise on every weight", strength, noise(strength))
     for strength in LOW_RANK:
         run.measure(f"lowrank_{_name(strength)}", "random low-rank change", strength, low_rank(strength))
-    for steps, change in fine_tune(run.base, run.tuning):
-        run.measure(f"tuned_{steps}", "fine-tuning", float(steps), change)
+    if not all(run.has(f"tuned_{steps}") for steps in STEPS):
+        for steps, change in fine_tune(run.base, run.tuning):
+            run.measure(f"tuned_{steps}", "fine-tuning", float(steps), change)
     _rotation(run)
     _decoys(run)
     finish(run.record(), write=write)

@@ -39,9 +39,9 @@ from cutlayer.defences.positions import History
 from cutlayer.defences.pripert_directions import write_directions
 from cutlayer.defences.scale import Scale, median_norm
 from cutlayer.models.locate import locate
-from cutlayer.records.record import Figure, median, new_record
+from cutlayer.records.record import Figure, Record, median, new_record, read_record, write_record
 from cutlayer.text.tokenizer import Tokenizer
-from report import command, finish
+from report import RECORDS, command, finish
 
 READINGS: Final = ("static", "offline", "power", "gradient", "backprop", "decoy")
 ATTACKS: Final = ("actinv_0", "actinv", "actinv_K", "ridge", "mlp", "search", "search_blind")
@@ -103,6 +103,7 @@ def pripert(
     online_width: int = 4096,
     utility_prompts: int = 20,
     seed: int = 0,
+    resume: bool = False,
     write: bool = True,
 ) -> None:
     """Measure and record.
@@ -143,6 +144,8 @@ def pripert(
         Prompts whose perplexity is measured.
     seed
         Of prompts, text and attacks.
+    resume
+        Keep what the committed record has of settings measured on the same prompts and text.
     write
         Whether to write the record.
     """
@@ -170,29 +173,13 @@ def pripert(
         online_width,
         Prior.load(directory),
     )
-    figures: dict[str, Figure] = {}
-    samples: dict[str, list[float]] = {}
-    for depth in depths:
-        clean = Scene.load(model, f"{depth}:-2")
-        utility = Utility(directory, clean.cut)
-        hidden = clean.auxiliary(auxiliary).released  # [S, T, D], of which every defence is a function
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "directions.safetensors"
-            if "offline" in readings:
-                public = auxiliary[: max(1, calibration // auxiliary.shape[1])]
-                write_directions(path, calibrate_directions(directory, depth, ids=public, seed=seed))
-            for row in _rows(readings, betas, path, median_norm(clean.head, "pripert")):
-                label = f"k{depth}_{row.name}_{row.beta:g}"
-                _measure(clean.under(row.defence), utility, row, plan, hidden, f"{label}_", figures, samples, seed)
     config: dict[str, Any] = {
         "model": model,
         "dtype": "float32",
         "codec": "fp32",
-        "depths": depths,
         "tail_layers": 2,
-        "betas": betas,
-        "readings": readings,
         "prompts": material.prompts.source,
+        "prompt_ids": [item.id for item in material.items],
         "prompt_tokens": [material.prompts.shortest, material.prompts.longest],
         "online_prompts": online_prompts,
         "auxiliary": owned.source,
@@ -206,7 +193,38 @@ def pripert(
         "threads": torch.get_num_threads(),
         "seed": seed,
     }
-    finish(new_record("pripert", command("pripert"), config, figures, dict(samples)), write=write)
+    earlier = _earlier(config) if resume else None
+    figures: dict[str, Figure] = dict(earlier.figures) if earlier else {}
+    samples: dict[str, list[Any]] = dict(earlier.samples) if earlier else {}
+    config["commands"] = [*(earlier.config["commands"] if earlier else []), command("pripert")]
+    for depth in depths:
+        clean = Scene.load(model, f"{depth}:-2")
+        utility = Utility(directory, clean.cut)
+        hidden = clean.auxiliary(auxiliary).released  # [S, T, D], of which every defence is a function
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "directions.safetensors"
+            if "offline" in readings:
+                public = auxiliary[: max(1, calibration // auxiliary.shape[1])]
+                write_directions(path, calibrate_directions(directory, depth, ids=public, seed=seed))
+            for row in _rows(readings, betas, path, median_norm(clean.head, "pripert")):
+                label = f"k{depth}_{row.name}_{row.beta:g}_".replace(".", "_")
+                if any(name.startswith(label) for name in figures):
+                    continue
+                found, raw = _measure(clean.under(row.defence), utility, row, plan, hidden, label, seed)
+                figures |= found
+                samples |= raw
+                if write:  # after every setting: all of them take hours
+                    write_record(new_record("pripert", command("pripert"), config, figures, dict(samples)), RECORDS)
+    finish(new_record("pripert", command("pripert"), config, figures, dict(samples)), write=False)
+
+
+def _earlier(config: dict[str, Any]) -> Record | None:
+    """The committed record, if all but the settings is as in `config`."""
+    path = RECORDS / "pripert.json"
+    if not path.exists():
+        return None
+    record = read_record(path)
+    return record if all(record.config.get(key) == value for key, value in config.items()) else None
 
 
 def _rows(readings: Sequence[str], betas: Sequence[float], path: Path, scale: Scale) -> list[Row]:
@@ -229,11 +247,9 @@ def _measure(
     plan: Plan,
     hidden: torch.Tensor,
     label: str,
-    figures: dict[str, Figure],
-    samples: dict[str, list[float]],
     seed: int,
-) -> None:
-    """All figures of one setting; `hidden` [S, T, D] are the undefended states of the attacker's text."""
+) -> tuple[dict[str, Figure], dict[str, list[Any]]]:
+    """All figures of one setting, and raw samples; `hidden` [S, T, D] are the undefended states of the attacker's text."""
     items = plan.items[: plan.online_items] if row.online else plan.items
     costs, observations = [], []
     for index, item in enumerate(track(items, f"{label}release")):
@@ -243,11 +259,10 @@ def _measure(
         released = defence.release(states, History().extend(0, item.ids))
         costs.append((time.perf_counter() - started) * 1e3 / len(item.ids))
         observations.append(Observation(released[None]))  # a float32 wire loses nothing
-    figures[label + "client_ms_per_token"] = median(costs, "ms")
-    samples[label + "client_ms_per_token"] = costs
-
     outcome = utility_outcome(utility, scene, [item.ids for item in items[: plan.utility_items]])
-    figures.update({label + name: figure for name, figure in outcome.figures.items()})
+    figures = {label + name: figure for name, figure in outcome.figures.items()}
+    figures[label + "client_ms_per_token"] = median(costs, "ms")
+    samples: dict[str, list[Any]] = {label + "client_ms_per_token": costs}
 
     threat = scene.threat(_auxiliary(scene, row, plan, hidden, seed), plan.prior, seed=seed)
     if row.online:
@@ -261,6 +276,7 @@ def _measure(
             raise TypeError(f"{label}{name}: {figure.reason}")
         figures[f"{label}{name}_token_accuracy"] = figure
         samples[f"{label}{name}_token_accuracy"] = scored
+    return figures, samples
 
 
 def _auxiliary(scene: Scene, row: Row, plan: Plan, hidden: torch.Tensor, seed: int) -> Auxiliary:
