@@ -16,7 +16,9 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("cutlayer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cutlayer")
 
-# Before torch is imported anywhere: two processes with two threads each share two cores in CI.
+# Before torch is imported anywhere. Two workers with a thread per core each would wait for one another at every
+# barrier: on two cores the founding test takes three times as long, and what a test starts inherits the setting.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
