@@ -14,6 +14,7 @@ Prints and writes the record ``pripert``.
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,9 @@ from cutlayer.text.tokenizer import Tokenizer
 from report import RECORDS, command, finish
 
 READINGS: Final = ("static", "offline", "power", "gradient", "backprop", "decoy")
-ATTACKS: Final = ("actinv_0", "actinv", "actinv_K", "ridge", "mlp", "search", "search_blind")
+ATTACKS: Final = ("actinv_0", "actinv", "actinv_K", "ridge", "mlp", "search", "search_blind", "simulate")
+LEARNED: Final = frozenset(ATTACKS) - {"actinv_0", "simulate"}
+"""Those that look at the attacker's own text."""
 ONLINE: Final = frozenset({"power", "gradient", "backprop", "decoy"})
 
 app = App(help=__doc__)
@@ -119,11 +122,11 @@ def pripert(
     betas
         Length of the perturbation over that of the hidden state.
     attacks
-        Some of actinv_0 (uncalibrated), actinv, actinv_K (stopped early), ridge, mlp, search, search_blind.
+        Some of actinv_0 (uncalibrated), actinv, actinv_K (stopped early), ridge, mlp, search, search_blind, simulate.
     prompts
         How many prompts are attacked.
     online_prompts
-        The same for power, gradient, backprop and decoy; their utility is measured on as many at most.
+        The same for power, gradient, backprop and decoy, but not for simulate; their utility is measured on as many at most.
     pairs
         Tokens of the attacker's own text.
     online_pairs
@@ -145,7 +148,7 @@ def pripert(
     seed
         Of prompts, text and attacks.
     resume
-        Keep what the committed record has of settings measured on the same prompts and text.
+        Keep what the committed record has of settings measured on the same prompts and text, and add the attacks they lack.
     write
         Whether to write the record.
     """
@@ -162,6 +165,7 @@ def pripert(
         "mlp": f"mlp:steps={mlp_steps}",
         "search": f"search:width={width}",
         "search_blind": f"search:width={width}",
+        "simulate": "simulate-and-match",
     }
     plan = Plan(
         material.items,
@@ -194,6 +198,8 @@ def pripert(
         "seed": seed,
     }
     earlier = _earlier(config) if resume else None
+    if earlier:
+        config["attacks"] = {**earlier.config["attacks"], **plan.attacks}
     figures: dict[str, Figure] = dict(earlier.figures) if earlier else {}
     samples: dict[str, list[Any]] = dict(earlier.samples) if earlier else {}
     config["commands"] = [*(earlier.config["commands"] if earlier else []), command("pripert")]
@@ -208,9 +214,10 @@ def pripert(
                 write_directions(path, calibrate_directions(directory, depth, ids=public, seed=seed))
             for row in _rows(readings, betas, path, median_norm(clean.head, "pripert")):
                 label = f"k{depth}_{row.name}_{row.beta:g}_".replace(".", "_")
-                if any(name.startswith(label) for name in figures):
+                lacking = _lacking(row, plan, {name.removeprefix(label) for name in figures if name.startswith(label)})
+                if not lacking.attacks:
                     continue
-                found, raw = _measure(clean.under(row.defence), utility, row, plan, hidden, label, seed)
+                found, raw = _measure(clean.under(row.defence), utility, row, lacking, hidden, label, seed)
                 figures |= found
                 samples |= raw
                 if write:  # after every setting: all of them take hours
@@ -224,7 +231,23 @@ def _earlier(config: dict[str, Any]) -> Record | None:
     if not path.exists():
         return None
     record = read_record(path)
-    return record if all(record.config.get(key) == value for key, value in config.items()) else None
+    agreed = all(record.config.get(key) == value for key, value in config.items() if key != "attacks")
+    specs = record.config["attacks"]
+    return record if agreed and all(specs.get(name, spec) == spec for name, spec in config["attacks"].items()) else None
+
+
+def _lacking(row: Row, plan: Plan, measured: set[str]) -> Plan:
+    """The plan without attacks of which there are figures, and those that this setting does not get."""
+    senseless = {"search_blind"} if row.name == "gaussian" else set()
+    if not row.online:
+        senseless.add("simulate")  # the law alone decides
+    attacks = {
+        name: spec
+        for name, spec in plan.attacks.items()
+        if name not in senseless
+        and not any(re.match(rf"{name.replace('_K', '_[1-9]')}\d*_token", one) for one in measured)
+    }
+    return plan._replace(attacks=attacks, utility_items=0 if "perplexity" in measured else plan.utility_items)
 
 
 def _rows(readings: Sequence[str], betas: Sequence[float], path: Path, scale: Scale) -> list[Row]:
@@ -249,8 +272,9 @@ def _measure(
     label: str,
     seed: int,
 ) -> tuple[dict[str, Figure], dict[str, list[Any]]]:
-    """All figures of one setting, and raw samples; `hidden` [S, T, D] are the undefended states of the attacker's text."""
-    items = plan.items[: plan.online_items] if row.online else plan.items
+    """All figures that a setting lacks, and raw samples; `hidden` [S, T, D] are the undefended states of the attacker's text."""
+    few = plan.online_items if row.online else len(plan.items)
+    items = plan.items if "simulate" in plan.attacks else plan.items[:few]
     costs, observations = [], []
     for index, item in enumerate(track(items, f"{label}release")):
         states = scene.hidden(torch.tensor([item.ids]))[0]  # [T, D]
@@ -259,19 +283,23 @@ def _measure(
         released = defence.release(states, History().extend(0, item.ids))
         costs.append((time.perf_counter() - started) * 1e3 / len(item.ids))
         observations.append(Observation(released[None]))  # a float32 wire loses nothing
-    outcome = utility_outcome(utility, scene, [item.ids for item in items[: plan.utility_items]])
-    figures = {label + name: figure for name, figure in outcome.figures.items()}
-    figures[label + "client_ms_per_token"] = median(costs, "ms")
-    samples: dict[str, list[Any]] = {label + "client_ms_per_token": costs}
+    figures: dict[str, Figure] = {}
+    samples: dict[str, list[Any]] = {}
+    if plan.utility_items:
+        outcome = utility_outcome(utility, scene, [item.ids for item in items[:few][: plan.utility_items]])
+        figures = {label + name: figure for name, figure in outcome.figures.items()}
+        figures[label + "client_ms_per_token"] = median(costs, "ms")
+        samples[label + "client_ms_per_token"] = costs
 
-    threat = scene.threat(_auxiliary(scene, row, plan, hidden, seed), plan.prior, seed=seed)
+    learned = LEARNED & plan.attacks.keys()
+    threat = scene.threat(_auxiliary(scene, row, plan, hidden, seed) if learned else None, plan.prior, seed=seed)
     if row.online:
         threat = threat._replace(simulate=scene.under(row.gaussian).threat(seed=seed).simulate)
-    blind = None if row.name == "gaussian" else _blind(scene, row, plan, hidden, threat)
-    for name, guesses in _attacked(threat, blind, plan, observations, row):
-        values = [token_accuracy(item.ids, guess.tokens.tolist()) for item, guess in zip(items, guesses, strict=True)]
+    blind = _blind(scene, row, plan, hidden, threat) if "search_blind" in plan.attacks else None
+    for name, guesses in _attacked(threat, blind, plan, observations, few, row):
+        values = [token_accuracy(item.ids, guess.tokens.tolist()) for item, guess in zip(items, guesses, strict=False)]
         scored = [value for value in values if isinstance(value, float)]
-        figure = over_documents(scored, [float(len(item.ids)) for item in items])
+        figure = over_documents(scored, [float(len(item.ids)) for item in items[: len(scored)]])
         if not isinstance(figure, Figure):
             raise TypeError(f"{label}{name}: {figure.reason}")
         figures[f"{label}{name}_token_accuracy"] = figure
@@ -303,21 +331,21 @@ def _blind(scene: Scene, row: Row, plan: Plan, hidden: torch.Tensor, threat: Thr
 
 
 def _attacked(
-    threat: Threat, blind: Threat | None, plan: Plan, observations: Sequence[Observation], row: Row
+    threat: Threat, blind: Threat | None, plan: Plan, observations: Sequence[Observation], few: int, row: Row
 ) -> Iterator[tuple[str, list[Guess]]]:
-    """(name, guesses) of every attack."""
+    """(name, guesses) of every attack: on all prompts of simulate, on the first few of the others."""
     for name, spec in track(plan.attacks.items(), f"{row.defence} attacks"):
         known = blind if name == "search_blind" else threat
-        if known is None:
-            continue
+        assert known is not None
         wide = f"search:width={plan.online_width}" if row.online and name in ("search", "search_blind") else spec
         reader = prepare(build_attack(wide), known)
         if name == "actinv_K":
             assert isinstance(reader, Sweep)
-            swept = [reader.sweep(observation) for observation in observations]
+            swept = [reader.sweep(observation) for observation in observations[:few]]
             yield from ((f"actinv_{stop}", [guesses[stop] for guesses in swept]) for stop in swept[0])
         else:
-            yield name, [one.guess for one in read_all(reader, observations)]
+            seen = observations if name == "simulate" else observations[:few]
+            yield name, [one.guess for one in read_all(reader, seen)]
 
 
 if __name__ == "__main__":

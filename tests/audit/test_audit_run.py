@@ -345,6 +345,13 @@ def test_noise_is_met_with_a_language_model_and_an_early_stop_by_default() -> No
     assert ("none", "search") in attacks
 
 
+def test_a_defence_is_met_by_default_with_the_attack_it_has_to_survive() -> None:
+    attacks = {(cell.defence, cell.attack) for cell in expand(6, ["2:-2"], ["pripert:beta=0.2", "permute:axis=rows"])}
+    assert ("pripert:beta=0.2", "simulate-and-match") in attacks
+    assert ("permute:axis=rows", "vma") in attacks
+    assert ("permute:axis=rows", "simulate-and-match") not in attacks
+
+
 def test_lists_may_hold_specifications_with_commas() -> None:
     assert split_specs(["ridge,search:width=64,limit=9", "mlp"]) == ["ridge", "search:width=64,limit=9", "mlp"]
     assert split_specs(["gaussian:epsilon=8,delta=1e-6,clip=40"]) == ["gaussian:epsilon=8,delta=1e-6,clip=40"]

@@ -19,7 +19,7 @@ from cutlayer.errors import InputError
 from cutlayer.registry import Registry, Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
@@ -65,6 +65,9 @@ class Threat(NamedTuple):
     simulate: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     """The defence under keys of the attacker's own: hidden states [S, T, D] and their ids [S, T] → the channel's estimates
     [S, T, D] from N sessions. None where what leaves is what went in."""
+    release: Callable[[torch.Tensor, Sequence[int], int], torch.Tensor] | None = None
+    """One session under a key of the attacker's own: hidden states [R, D] of the last R of some ids [T], these ids, and the
+    number of the key → what would leave [R, D]. None where what leaves is what went in."""
     repeats: int = 1
     """N."""
     seed: int = 0
@@ -173,6 +176,7 @@ ATTACKS: Final[Registry[Kind]] = Registry(
             "search",
             "map-beam",
             "vma",
+            "simulate-and-match",
         )
     },
 )

@@ -27,8 +27,6 @@ _ROUNDS: Final = (8, 56, 192, 768, 7168)
 """New candidates per round of an exact search; then all the rest."""
 _AHEAD: Final = 8
 """Positions verified at once: one wrong proposal makes the rest of a chain worthless."""
-_PACKED: Final = 512
-"""Candidates per forward: attention among them costs their square."""
 
 
 class _Options(msgspec.Struct, forbid_unknown_fields=True):
@@ -123,17 +121,10 @@ class _Search:
     def _evaluate(
         self, candidates: list[int], parent: int, released: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-likelihood and acceptance of each candidate, [C]; the tree is left as it was."""
-        held = parent + 1
-        scores, accepted = [], []
-        for start in range(0, len(candidates), _PACKED):
-            part = candidates[start : start + _PACKED]
-            states = self._tree.extend(part, [parent] * len(part))  # [C, D]
-            self._tree.keep(range(held))
-            scores.append(self._channel.log_likelihood(released, states))
-            accepted.append(self._channel.accepts(released, states))
+        """Log-likelihood and acceptance of each candidate, [C]."""
+        states = self._tree.peek(candidates, parent)  # [C, D]
         self._evaluated += len(candidates)
-        return torch.cat(scores), torch.cat(accepted)
+        return self._channel.log_likelihood(released, states), self._channel.accepts(released, states)
 
     def _rounds(self, at: int) -> Iterator[list[int]]:
         """Sets of candidates, the most promising first."""

@@ -13,7 +13,7 @@ Notation: N nodes added, M nodes held, D hidden size.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cutlayer.models.parts import Head
+
+_PACKED: Final = 512
+"""Tokens looked at in one forward: attention among them costs their square."""
 
 
 class TreeForward:
@@ -72,6 +75,15 @@ class TreeForward:
         self._cache.tree.extend(count)
         hidden: torch.Tensor = output.last_hidden_state[0].float()  # [N, D]
         return hidden
+
+    def peek(self, ids: Sequence[int], parent: int) -> torch.Tensor:
+        """Hidden states [N, D] of tokens of which each follows the same node; none of them is added."""
+        held, states = len(self), []
+        for start in range(0, len(ids), _PACKED):
+            part = ids[start : start + _PACKED]
+            states.append(self.extend(part, [parent] * len(part)))
+            self.keep(range(held))
+        return torch.cat(states)
 
     def keep(self, nodes: Sequence[int]) -> None:
         """Forget all but these nodes, which are renumbered from 0 in the given, ascending order.

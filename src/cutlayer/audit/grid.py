@@ -29,7 +29,9 @@ DEFAULT_ATTACKS: Final = ("nearest", "ridge", "mlp", "search")
 AGAINST_NOISE: Final = ("map-beam", "actinv:steps=50")
 """Added by default where there is a defence: one weighs a language model against the noise, the other fits embeddings and stops
 before it fits the noise too."""
-ADAPTED: Final = frozenset({"search", "map-beam", "vma"})
+AGAINST: Final[dict[str, tuple[str, ...]]] = {"permute": ("vma",), "pripert": ("simulate-and-match",)}
+"""Added by default for one defence, which the others are not adapted to."""
+ADAPTED: Final = frozenset({"search", "map-beam", "vma", "simulate-and-match"})
 """Attacks that use the defence's own law. A defence that only others tried is not known to protect anything."""
 MAX_CELLS: Final = 10_000
 
@@ -87,7 +89,7 @@ def expand(
         layers: of the model.
         cuts: as ``A:B``.
         defences: specifications.
-        attacks: specifications; None is `DEFAULT_ATTACKS`, and `AGAINST_NOISE` where there is a defence.
+        attacks: specifications; None is `DEFAULT_ATTACKS`, and `AGAINST_NOISE` and `AGAINST` it where there is a defence.
         threats: specifications.
 
     Raises:
@@ -102,7 +104,7 @@ def expand(
     cells: dict[str, Cell] = {}
     for text, span in chosen:
         for defence in spoken:
-            against = asked or [*DEFAULT_ATTACKS, *(AGAINST_NOISE if defence != "none" else ())]
+            against = asked or _usual(defence)
             for threat in known:
                 for attack in against:
                     cell = Cell(cut=text, span=span, defence=defence, attack=attack, threat=threat)
@@ -114,6 +116,13 @@ def expand(
     if not cells:
         raise InputError("the grid is empty; give at least one cut, defence, attack and threat")
     return list(cells.values())
+
+
+def _usual(defence: str) -> tuple[str, ...]:
+    """The attacks a defence is given by default."""
+    if defence == "none":
+        return DEFAULT_ATTACKS
+    return (*DEFAULT_ATTACKS, *AGAINST_NOISE, *AGAINST.get(Spec.parse(defence).name, ()))
 
 
 def split_specs(texts: Iterable[str]) -> list[str]:

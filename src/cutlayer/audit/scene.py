@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -90,7 +91,7 @@ class Scene:
         return hidden.float().cpu()
 
     def release(self, hidden: torch.Tensor, ids: Sequence[int], secret: Secret) -> torch.Tensor:
-        """What a server decodes of hidden states [T, D] that one session sends, [T, D] float32."""
+        """What a server decodes of hidden states [R, D] of the last R of `ids` that one session sends, [R, D] float32."""
         return self._sent(build_defence(self.defence, secret, self.head), hidden, ids)
 
     def observe(self, ids: Sequence[int], sessions: Sequence[Secret] | None = None) -> Observation:
@@ -155,6 +156,7 @@ class Scene:
         and is built by replacing `head`.
         """
         weights = knowledge != "W0"
+        session = cache(lambda key: build_defence(self.defence, attacker_secret(seed, key, 0), self.head))
         return Threat(
             knowledge=knowledge,
             channel=self.channel,
@@ -165,6 +167,7 @@ class Scene:
             simulate=None
             if self._lossless
             else lambda hidden, ids: self.auxiliary(ids, repeats, seed, hidden).released,
+            release=None if self._lossless else lambda hidden, ids, key: self._sent(session(key), hidden, ids),
             repeats=repeats,
             seed=seed,
         )
@@ -175,13 +178,15 @@ class Scene:
         return self.defence == "none" and self.codec.name == "fp32"
 
     def _sent(self, defence: Defence, hidden: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
-        released = defence.release(hidden, History().extend(0, ids))
+        history, before = History(), len(ids) - len(hidden)
+        history.extend(0, ids[:before])
+        released = defence.release(hidden, history.extend(before, ids[before:]))
         return self.codec.decode(self.codec.encode(released), hidden.shape[-1]).float()
 
 
-def attacker_secret(seed: int, sequence: int, session: int) -> Secret:
+def attacker_secret(seed: int, key: int, session: int) -> Secret:
     """A session secret of the attacker's own; reproducible, because nothing of the attacker's is to be protected."""
-    return Secret(f"attacker {seed} {sequence} {session}".encode().ljust(32, b"."))
+    return Secret(f"attacker {seed} {key} {session}".encode().ljust(32, b"."))
 
 
 def victim_secret(seed: int, prompt: str, session: int) -> Secret:

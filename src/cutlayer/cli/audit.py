@@ -54,7 +54,7 @@ def run(
         cut: A:B, the layers the server runs.
         defence: e.g. none or gaussian:relative=0.5.
         attack: e.g. ridge or search:width=128 (default: nearest, ridge, mlp, search; with a defence also map-beam and
-            actinv:steps=50).
+            actinv:steps=50, with permute vma, with pripert simulate-and-match).
         threat: who attacks: W2 (public weights), W1:base=MODEL (private fine-tune of a public base), W0 (no weights); each with
             auxiliary=false (no text of its own) or prior=false (no language model).
         prompts: JSON Lines of {"text": …}; default: 50 of the study's own.

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 _SHELL_TOLERANCE: Final = 2e-6
 """Standard deviation by which the distance between what left and a hidden state differs between two float32 computations, as
-a share of what left; at most 6e-7 was measured at k = 8. One number decides here, not D of them, so it must be sharp."""
+a share of what left; 1e-7 is usual. One number decides here, not D of them, so it must be sharp."""
+_SHELL_LIMIT: Final = 2.5e-5
+"""The same, beyond which a candidate is refused: a few tokens, whose states are far longer than others, differ by up to 6e-6."""
 _ROUNDING: Final = 0.25
 """The same under a coarser wire, over its relative rounding: errors of D coordinates mostly cancel in a length."""
 _STRAY: Final = 1e-3
@@ -123,7 +125,7 @@ class SphereChannel(Repeated):
     def accepts(self, released: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """See `Channel.accepts`."""
         distance, radius = self._distances(released, candidates)
-        limit = 4 * self._tolerance * released.norm(dim=-1, keepdim=True)
+        limit = max(_SHELL_LIMIT, 4 * self._tolerance) * released.norm(dim=-1, keepdim=True)
         fits: torch.Tensor = (distance - radius).abs() <= limit  # [N, C]
         return fits.all(0)
 
