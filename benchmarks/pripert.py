@@ -221,6 +221,9 @@ def pripert(
                 figures |= found
                 samples |= raw
                 if write:  # after every setting: all of them take hours
+                    if resume and (meanwhile := _earlier(config)):  # other settings may be measured beside these
+                        figures, samples = {**meanwhile.figures, **figures}, {**meanwhile.samples, **samples}
+                        config["commands"] = list(dict.fromkeys([*meanwhile.config["commands"], *config["commands"]]))
                     write_record(new_record("pripert", command("pripert"), config, figures, dict(samples)), RECORDS)
     finish(new_record("pripert", command("pripert"), config, figures, dict(samples)), write=False)
 
@@ -231,7 +234,7 @@ def _earlier(config: dict[str, Any]) -> Record | None:
     if not path.exists():
         return None
     record = read_record(path)
-    agreed = all(record.config.get(key) == value for key, value in config.items() if key != "attacks")
+    agreed = all(record.config.get(key) == value for key, value in config.items() if key not in ("attacks", "commands"))
     specs = record.config["attacks"]
     return record if agreed and all(specs.get(name, spec) == spec for name, spec in config["attacks"].items()) else None
 
