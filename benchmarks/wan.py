@@ -25,7 +25,7 @@ from cutlayer.models.family import read_config
 from cutlayer.models.locate import locate
 from cutlayer.netsim.link import Link
 from cutlayer.netsim.shape import Shape
-from cutlayer.records.record import Figure, exact, median, new_record, proportion, read_record, write_record
+from cutlayer.records.record import Figure, exact, hardware, median, new_record, proportion, read_record, write_record
 from cutlayer.types import check_dtype
 from cutlayer.wire.codecs import CODECS, LOSSLESS_FOR
 from report import RECORDS, ROOT, command, finish, ratio
@@ -57,18 +57,29 @@ class Study:
             held = read_record(path)
             self.figures, self.samples = dict(held.figures), dict(held.samples)
             self._config = dict(held.config) | config
+            # What an earlier machine measured stays its own
+            earlier = held.hardware["processor"]
+            self._config.setdefault("processors", dict.fromkeys(self._config.get("commands", {}), earlier))
+            for how in self._config.get("acceptance", {}).values():
+                how.setdefault("processor", earlier)
 
     def save(self, *parts: str, **more: Any) -> None:
         """Write what there is; `parts` were measured by this command."""
         self._config |= more
-        self._config["commands"] = self._config.get("commands", {}) | dict.fromkeys(parts, command("wan"))
+        for name, value in (("commands", command("wan")), ("processors", hardware()["processor"])):
+            self._config[name] = self._config.get(name, {}) | dict.fromkeys(parts, value)
         self.record = new_record("wan", command("wan"), self._config, self.figures, self.samples)
         if self._write:
             write_record(self.record, RECORDS)
 
     def save_acceptance(self, name: str, sessions: int) -> None:
         """Write what there is; `name` was measured by this command, with so many sessions at once."""
-        how = {"sessions": sessions, "command": command("wan"), "load_average": os.getloadavg()}
+        how = {
+            "sessions": sessions,
+            "command": command("wan"),
+            "load_average": os.getloadavg(),
+            "processor": hardware()["processor"],
+        }
         self.save(acceptance=self._config.get("acceptance", {}) | {name: how})
 
     @contextmanager
