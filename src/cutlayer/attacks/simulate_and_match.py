@@ -120,8 +120,8 @@ class _Place:
         self.promise = promise  # [V], log p up to a constant
         self._ranked: list[int] = promise.argsort(descending=True).tolist()
         self.open: list[_Fit] = []
-        self.taken: _Fit | None = None
         self.confidence = 0.0
+        """In what was taken last."""
         self.rounds = self._rounds()
 
     def _rounds(self) -> Iterator[list[int]]:
@@ -133,11 +133,11 @@ class _Place:
 
     def take(self) -> _Fit | None:
         """The best of the open ones, which is open no more."""
-        self.taken = max(self.open, default=None)
-        if self.taken is not None:
-            self.confidence = 1.0 if self.taken.sure else 1 / len(self.open)
-            self.open.remove(self.taken)
-        return self.taken
+        best = max(self.open, default=None)
+        if best is not None:
+            self.confidence = 1.0 if best.sure else 1 / len(self.open)
+            self.open.remove(best)
+        return best
 
 
 class _Descent:
