@@ -225,7 +225,10 @@ def test_answers_stay_the_same_whatever_is_cut(ask: Callable[..., Client]) -> No
     assert ask(knowing).generate(PROMPT, max_tokens=TOKENS, raw=True, ignore_eos=True).result().token_ids == answer
 
 
-def test_nothing_is_guessed_at_a_server_nearby_unless_it_is_asked_for(server: LocalServer, directory: Path) -> None:
+def test_nothing_is_guessed_at_a_server_nearby_unless_it_is_asked_for(
+    server: LocalServer, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cutlayer.client.connect._LEAST_WAIT_S", 60.0)  # a busy machine answers late, but not that late
     for speculate, guesses in ((None, False), ("lookup", True)):
         with Client(server.connect, Options(model=str(directory), speculate=speculate)) as client:
             result = client.generate("ab ab ab ab ab ab ab ab", max_tokens=30, raw=True, ignore_eos=True).result()

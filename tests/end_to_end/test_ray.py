@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from cutlayer.client.remote import RemoteBody
+from cutlayer.client.remote import Patience, RemoteBody
 from cutlayer.models.parts import load_body
 from cutlayer.server.build import Fleet, build_fleet_service
 from cutlayer.server.local import LocalServer
@@ -69,7 +69,9 @@ class Talk:
     """A client that sends a prompt and then one position after another."""
 
     def __init__(self, server: LocalServer, seed: int) -> None:
-        self.remote = RemoteBody(server.connect)
+        self.remote = RemoteBody(
+            server.connect, Patience(step_s=120, recover_s=240)
+        )  # actors start slowly on busy cores
         info = self.remote.info()
         self.remote.open(info.fingerprint, info.cut, CODECS.get("fp32"), HIDDEN)
         self.hidden = states(60, seed)
