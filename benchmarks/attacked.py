@@ -23,6 +23,7 @@ from cutlayer.audit.reading import read_all
 from cutlayer.audit.scene import Scene, victim_secret
 from cutlayer.audit.scoring import scores_of
 from cutlayer.defences.defence import build_channel
+from cutlayer.errors import InputError
 from cutlayer.models.family import read_config
 from cutlayer.models.locate import locate
 from cutlayer.records.record import Figure, Record, exact, read_record
@@ -167,12 +168,22 @@ class Study:
         }  # fmt: skip
 
     def recorded(self, name: str) -> Record | None:
-        """The committed record of that name, if it is of the same model, prompts and text."""
+        """The committed record of that name; None if there is none.
+
+        Raises:
+            InputError: it is of another model, other prompts or more or less text, and going on would lose it.
+        """
         path = RECORDS / f"{name}.json"
         if not path.exists():
             return None
         record, own = read_record(path), self.config()
-        return record if all(record.config[key] == own[key] for key in ("model", "prompt_ids", "pairs")) else None
+        other = [key for key in ("model", "prompt_ids", "pairs") if record.config[key] != own[key]]
+        if other:
+            raise InputError(
+                f"record {name} was measured with another {' and another '.join(other)}; go on with the options of its command "
+                f"({record.command}), or leave --resume out to begin anew"
+            )
+        return record
 
     def config(self) -> dict[str, Any]:
         """What every record says."""
