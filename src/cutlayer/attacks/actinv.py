@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 import torch
 
-from cutlayer.attacks.attack import Attack, AttackCard, Reader, Threat, given
+from cutlayer.attacks.attack import AttackCard, Reader, Threat, given
+from cutlayer.attacks.kind import AttackKind
 from cutlayer.attacks.linear_map import LinearMap
 from cutlayer.attacks.matching import EmbeddingForward, Standard, cosine_distance, typical_states
 from cutlayer.attacks.matching_reader import Calibration, Count, MatchingReader, Setting, read_stops
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from cutlayer.attacks.attack import Capability
     from cutlayer.attacks.descent import Moment
-    from cutlayer.registry import Spec
 
 _SHALLOW: Final = 8
 _FAR: Final = 3.0
@@ -58,6 +58,10 @@ class _Options(msgspec.Struct, forbid_unknown_fields=True):
     neighbours: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10
     speculated: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 10
     batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
+
+    def __post_init__(self) -> None:
+        if self.stops:
+            read_stops(self.stops)  # a wrong one is refused when the attack is named
 
 
 class _Recipe:
@@ -113,53 +117,54 @@ class _Recipe:
         return 0.1 + 0.9 * (1 + math.cos(math.pi * share)) / 2
 
 
-class _ActInvAttack:
-    def __init__(self, options: _Options) -> None:
-        self._options = options
-        self._stops = read_stops(options.stops) if options.stops else None
-        needs: set[Capability] = {"head"}
-        if options.init == "ridge":
-            needs.add("auxiliary")
-        if options.calibrate and options.speculated:
-            needs.add("prior")
-        self.card = msgspec.structs.replace(ATTACK.card, needs=frozenset(needs))
-
-    def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
-        head, options, channel = given(threat.head), self._options, threat.channel
-        forward = EmbeddingForward(head)
-        whitening = Whitening(forward.table)
-        setting = Setting(head, forward, whitening.nearest, channel)
-        calibration = None
-        if options.calibrate:
-            prior = given(threat.prior) if options.speculated else None
-            calibration = Calibration(channel.log_likelihood, options.neighbours, prior, options.speculated)
-        steps = options.steps or (100 if head.layers <= _SHALLOW else 400)
-        own = threat.auxiliary
-        rows = own.released.flatten(0, 1) if own else typical_states(forward, threat.seed)  # [N, D]
-        standard = Standard.of(rows.to(forward.table.device))
-        first = self._first(threat, TokenTable(forward.table))
-        recipe = _Recipe(whitening, first, standard, options.mu, options.shrink)
-        progress(1.0)
-        return MatchingReader(setting, recipe, self._stops or [steps], calibration, options.batch)
-
-    def _first(self, threat: Threat, table: TokenTable) -> Callable[[torch.Tensor], torch.Tensor]:
-        if self._options.init == "ridge":
-            linear = LinearMap(given(threat.auxiliary), table)
-            return lambda rows: table.mean + linear(rows)
-        if self._options.init == "mean":
-            return lambda rows: table.mean.expand_as(rows)
-        half = 0.5 * float(table.centred.square().mean().sqrt())
-
-        def uniform(rows: torch.Tensor) -> torch.Tensor:
-            # the same for each prompt: no guess depends on its batch
-            coins = torch.Generator().manual_seed(threat.seed)
-            return table.mean + half * (2 * torch.rand(rows.shape, generator=coins).to(rows.device) - 1)
-
-        return uniform
+def _prepare(options: _Options, threat: Threat, progress: Callable[[float], None]) -> Reader:
+    head, channel = given(threat.head), threat.channel
+    forward = EmbeddingForward(head)
+    whitening = Whitening(forward.table)
+    setting = Setting(head, forward, whitening.nearest, channel)
+    calibration = None
+    if options.calibrate:
+        prior = given(threat.prior) if options.speculated else None
+        calibration = Calibration(channel.log_likelihood, options.neighbours, prior, options.speculated)
+    steps = options.steps or (100 if head.layers <= _SHALLOW else 400)
+    stops = read_stops(options.stops) if options.stops else [steps]
+    own = threat.auxiliary
+    rows = own.released.flatten(0, 1) if own else typical_states(forward, threat.seed)  # [N, D]
+    standard = Standard.of(rows.to(forward.table.device))
+    first = _first(options, threat, TokenTable(forward.table))
+    recipe = _Recipe(whitening, first, standard, options.mu, options.shrink)
+    progress(1.0)
+    return MatchingReader(setting, recipe, stops, calibration, options.batch)
 
 
-class _ActInv:
-    card = AttackCard(
+def _first(options: _Options, threat: Threat, table: TokenTable) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Where the descent starts: hidden states [T, D] → embeddings [T, D]."""
+    if options.init == "ridge":
+        linear = LinearMap(given(threat.auxiliary), table)
+        return lambda rows: table.mean + linear(rows)
+    if options.init == "mean":
+        return lambda rows: table.mean.expand_as(rows)
+    half = 0.5 * float(table.centred.square().mean().sqrt())
+
+    def uniform(rows: torch.Tensor) -> torch.Tensor:
+        # the same for each prompt: no guess depends on its batch
+        coins = torch.Generator().manual_seed(threat.seed)
+        return table.mean + half * (2 * torch.rand(rows.shape, generator=coins).to(rows.device) - 1)
+
+    return uniform
+
+
+def _needs(options: _Options) -> frozenset[Capability]:
+    needs: set[Capability] = {"head"}
+    if options.init == "ridge":
+        needs.add("auxiliary")
+    if options.calibrate and options.speculated:
+        needs.add("prior")
+    return frozenset(needs)
+
+
+ATTACK: Final = AttackKind(
+    AttackCard(
         name="actinv",
         source="ActInv: Fan, Liu, Wang, Chen 2026 (arXiv 2605.23158). The objective is derived: the abstract alone was seen.",
         threat_model=(
@@ -187,11 +192,8 @@ class _ActInv:
             "Published (secondary source): about 77 % of tokens at depth 7, above 98 % precision at best. Predicted for "
             "SmolLM2-135M, undefended: at least 97 % (D0) and 99.5 % (calibrated) up to k = 4, 97 % calibrated at k = 8."
         ),
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        return _ActInvAttack(spec.read(_Options))
-
-
-ATTACK: Final = _ActInv()
+    ),
+    _Options,
+    _prepare,
+    _needs,
+)

@@ -15,15 +15,16 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from cutlayer.attacks.attack import Attack, AttackCard, Guess, Observation, Reader, Threat, given
+from cutlayer.attacks.attack import AttackCard, Guess, Observation, Reader, Threat, given
+from cutlayer.attacks.kind import AttackKind
 from cutlayer.attacks.table import TokenTable, top_confidence
 from cutlayer.attacks.training import Recipe, Split, fit, seeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cutlayer.attacks.attack import Capability
     from cutlayer.defences.channel import Channel
-    from cutlayer.registry import Spec
 
 _SHOWN: Final = 64
 
@@ -90,41 +91,35 @@ def _network(inputs: int, width: int, outputs: int) -> nn.Sequential:
     )
 
 
-class _CunninghamAttack:
-    def __init__(self, options: _Options) -> None:
-        self._options = options
+def _prepare(options: _Options, threat: Threat, progress: Callable[[float], None]) -> Reader:
+    auxiliary, device = given(threat.auxiliary), threat.device
+    with seeded(threat.seed, device):
+        order = torch.randperm(len(auxiliary.ids))
+        ids = auxiliary.ids[order].flatten()[: options.pairs]  # [N]
+        rows = auxiliary.released[order].flatten(0, 1)[: options.pairs]  # [N, D]
+        types, classes = torch.unique(ids, return_inverse=True)  # [C], [N]
+        table = TokenTable(given(threat.embedding).to(device)) if options.target == "embedding" else None
+        outputs = len(types) if table is None else rows.shape[-1]
+        network = _network(rows.shape[-1], options.width, outputs).to(device)
 
-    @property
-    def card(self) -> AttackCard:
-        if self._options.target == "token":
-            return ATTACK.card
-        return msgspec.structs.replace(ATTACK.card, needs=ATTACK.card.needs | {"embedding"})
+        def loss(pairs: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = network(rows[pairs].to(device))
+            if table is None:
+                return cross_entropy(output, classes[pairs].to(device))
+            return mse_loss(output, table.centred[ids[pairs].to(device)]) / table.centred.square().mean()
 
-    def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
-        options, auxiliary, device = self._options, given(threat.auxiliary), threat.device
-        with seeded(threat.seed, device):
-            order = torch.randperm(len(auxiliary.ids))
-            ids = auxiliary.ids[order].flatten()[: options.pairs]  # [N]
-            rows = auxiliary.released[order].flatten(0, 1)[: options.pairs]  # [N, D]
-            types, classes = torch.unique(ids, return_inverse=True)  # [C], [N]
-            table = TokenTable(given(threat.embedding).to(device)) if options.target == "embedding" else None
-            outputs = len(types) if table is None else rows.shape[-1]
-            network = _network(rows.shape[-1], options.width, outputs).to(device)
-
-            def loss(pairs: torch.Tensor) -> torch.Tensor:
-                output: torch.Tensor = network(rows[pairs].to(device))
-                if table is None:
-                    return cross_entropy(output, classes[pairs].to(device))
-                return mse_loss(output, table.centred[ids[pairs].to(device)]) / table.centred.square().mean()
-
-            steps = options.epochs * -(-len(ids) // options.batch)
-            recipe = Recipe(steps, options.batch, rate=1e-3, decay=0.01, warmup=0, clip=None)
-            fit(network, loss, Split(torch.arange(len(ids)), torch.empty(0, dtype=torch.long)), recipe, progress)
-        return CunninghamReader(network, types, table, threat.channel, device)
+        steps = options.epochs * -(-len(ids) // options.batch)
+        recipe = Recipe(steps, options.batch, rate=1e-3, decay=0.01, warmup=0, clip=None)
+        fit(network, loss, Split(torch.arange(len(ids)), torch.empty(0, dtype=torch.long)), recipe, progress)
+    return CunninghamReader(network, types, table, threat.channel, device)
 
 
-class _CunninghamKind:
-    card = AttackCard(
+def _needs(options: _Options) -> frozenset[Capability]:
+    return frozenset({"auxiliary"} if options.target == "token" else {"auxiliary", "embedding"})
+
+
+ATTACK: Final = AttackKind(
+    AttackCard(
         name="cunningham",
         source="Cunningham, arXiv 2602.16760, inversion experiment, and its code",
         threat_model="Owns text and can send it through the same cut and defence; knows no weights, no token table.",
@@ -146,11 +141,8 @@ class _CunninghamKind:
             "Type coverage of that text is about 0.6 with proxy tokenisers, a ceiling for the score (derived); at least 95 % at "
             "2 layers with 200,000 pairs (prediction)."
         ),
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        return _CunninghamAttack(spec.read(_Options))
-
-
-ATTACK: Final = _CunninghamKind()
+    ),
+    _Options,
+    _prepare,
+    _needs,
+)

@@ -11,14 +11,14 @@ import msgspec
 import torch
 from torch import nn
 
-from cutlayer.attacks.attack import Attack, AttackCard, Auxiliary, Reader, Threat, given
+from cutlayer.attacks.attack import AttackCard, Auxiliary, Reader, Threat, given
 from cutlayer.attacks.inverter import Inverter, InverterReader, silent
+from cutlayer.attacks.kind import AttackKind
 from cutlayer.attacks.training import Recipe, Split, fit, hold_out, seeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cutlayer.registry import Spec
 
 _LEVELS: Final = (0.0, 0.5, 1.0, 2.0)
 """Noise added for each expert, in units of what a token's embedding does not explain of its hidden state."""
@@ -67,21 +67,13 @@ class _Mixture(nn.Module):
         return (answers * shares[:, None, None]).sum(-1)
 
 
-class _GruAttack:
-    def __init__(self, options: _Options) -> None:
-        self._options = options
-
-    @property
-    def card(self) -> AttackCard:
-        return ATTACK.card
-
-    def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
-        options, auxiliary = self._options, given(threat.auxiliary)
-        with seeded(threat.seed, threat.device):
-            mixture = _Mixture(auxiliary.released.shape[-1], options.hidden, options.experts)
-            inverter = Inverter(mixture, threat)
-            _Training(inverter, mixture, auxiliary, options, progress).run()
-        return InverterReader(inverter, threat.channel)
+def _prepare(options: _Options, threat: Threat, progress: Callable[[float], None]) -> Reader:
+    auxiliary = given(threat.auxiliary)
+    with seeded(threat.seed, threat.device):
+        mixture = _Mixture(auxiliary.released.shape[-1], options.hidden, options.experts)
+        inverter = Inverter(mixture, threat)
+        _Training(inverter, mixture, auxiliary, options, progress).run()
+    return InverterReader(inverter, threat.channel)
 
 
 class _Training:
@@ -154,8 +146,8 @@ class _Training:
         return float(residual.square().mean().sqrt())
 
 
-class _GruKind:
-    card = AttackCard(
+ATTACK: Final = AttackKind(
+    AttackCard(
         name="gru",
         source="SIP inverter and noise-adaptive mixture of experts of BiSR (arXiv 2409.00960) and its code",
         threat_model="Owns text and can send it through the same cut and defence; knows the public token table, no weights.",
@@ -175,11 +167,7 @@ class _GruKind:
             "self-attention. Pre-trained weights of the client's layers are not used."
         ),
         expected="At least 97 % at k = 4 with a million tokens, undefended (prediction); the paper's figures were not available.",
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        return _GruAttack(spec.read(_Options))
-
-
-ATTACK: Final = _GruKind()
+    ),
+    _Options,
+    _prepare,
+)

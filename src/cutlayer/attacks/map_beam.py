@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 import msgspec
 import torch
 
-from cutlayer.attacks.attack import Attack, AttackCard, Guess, Observation, Reader, Threat, given
+from cutlayer.attacks.attack import AttackCard, Guess, Observation, Reader, Threat, given
+from cutlayer.attacks.kind import AttackKind
 from cutlayer.attacks.proposals import Proposals
 from cutlayer.attacks.tree import TreeForward
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from cutlayer.registry import Spec
 
 
 class _Options(msgspec.Struct, forbid_unknown_fields=True):
@@ -129,20 +128,12 @@ class _Decoding:
         return found
 
 
-class _BeamAttack:
-    def __init__(self, options: _Options) -> None:
-        self._options = options
-
-    @property
-    def card(self) -> AttackCard:
-        return ATTACK.card
-
-    def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
-        return _BeamReader(threat, self._options)
+def _prepare(options: _Options, threat: Threat, progress: Callable[[float], None]) -> Reader:
+    return _BeamReader(threat, options)
 
 
-class _BeamKind:
-    card = AttackCard(
+ATTACK: Final = AttackKind(
+    AttackCard(
         name="map-beam",
         source="BeamClean (arXiv 2505.13758) carried from embeddings to any depth",
         threat_model="As `search`, and owns a language model; knows the defence's law and parameters.",
@@ -154,11 +145,7 @@ class _BeamKind:
         },
         deviations="Noise parameters are taken as known instead of estimated: a public defence states them.",
         expected="74.3 % against 42.1 % of tokens by nearest neighbour under Gaussian noise on embeddings (published).",
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        return _BeamAttack(spec.read(_Options))
-
-
-ATTACK: Final = _BeamKind()
+    ),
+    _Options,
+    _prepare,
+)

@@ -11,8 +11,9 @@ import msgspec
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from cutlayer.attacks.attack import Attack, AttackCard, Reader, Threat, given
+from cutlayer.attacks.attack import AttackCard, Reader, Threat, given
 from cutlayer.attacks.inverter import Inverter, InverterReader, silent
+from cutlayer.attacks.kind import AttackKind
 from cutlayer.attacks.training import Recipe, fit, hold_out, seeded
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from cutlayer.registry import Spec
 
 _REGRESSION: Final = 0.25
 """Share of the steps."""
@@ -44,39 +44,31 @@ def _network(size: int, width: float) -> nn.Sequential:
     return nn.Sequential(*layers, silent(nn.Linear(before, size)))
 
 
-class _MlpAttack:
-    def __init__(self, options: _Options) -> None:
-        self._options = options
+def _prepare(options: _Options, threat: Threat, progress: Callable[[float], None]) -> Reader:
+    auxiliary = given(threat.auxiliary)
+    with seeded(threat.seed, threat.device):
+        inverter = Inverter(_network(auxiliary.released.shape[-1], options.width), threat)
+        rows, ids = auxiliary.released.flatten(0, 1), auxiliary.ids.flatten()
+        split = hold_out(len(auxiliary.ids)).pairs(auxiliary.ids.shape[1])
 
-    @property
-    def card(self) -> AttackCard:
-        return ATTACK.card
+        def regression(pairs: torch.Tensor) -> torch.Tensor:
+            targets = inverter.softmax.unit[ids[pairs].to(threat.device)]  # [B, D]
+            return mse_loss(inverter(rows[pairs]), targets, reduction="sum") / len(pairs)
 
-    def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
-        options, auxiliary = self._options, given(threat.auxiliary)
-        with seeded(threat.seed, threat.device):
-            inverter = Inverter(_network(auxiliary.released.shape[-1], options.width), threat)
-            rows, ids = auxiliary.released.flatten(0, 1), auxiliary.ids.flatten()
-            split = hold_out(len(auxiliary.ids)).pairs(auxiliary.ids.shape[1])
+        def classification(pairs: torch.Tensor) -> torch.Tensor:
+            return inverter.softmax.loss(inverter(rows[pairs]), ids[pairs].to(threat.device))
 
-            def regression(pairs: torch.Tensor) -> torch.Tensor:
-                targets = inverter.softmax.unit[ids[pairs].to(threat.device)]  # [B, D]
-                return mse_loss(inverter(rows[pairs]), targets, reduction="sum") / len(pairs)
-
-            def classification(pairs: torch.Tensor) -> torch.Tensor:
-                return inverter.softmax.loss(inverter(rows[pairs]), ids[pairs].to(threat.device))
-
-            first = round(_REGRESSION * options.steps)
-            recipe = Recipe(first, options.batch, options.rate)
-            fit(inverter, regression, split, recipe, lambda share: progress(_REGRESSION * share))
-            rest = 1 - _REGRESSION
-            recipe = recipe._replace(steps=options.steps - first)
-            fit(inverter, classification, split, recipe, lambda share: progress(_REGRESSION + rest * share))
-        return InverterReader(inverter, threat.channel)
+        first = round(_REGRESSION * options.steps)
+        recipe = Recipe(first, options.batch, options.rate)
+        fit(inverter, regression, split, recipe, lambda share: progress(_REGRESSION * share))
+        rest = 1 - _REGRESSION
+        recipe = recipe._replace(steps=options.steps - first)
+        fit(inverter, classification, split, recipe, lambda share: progress(_REGRESSION + rest * share))
+    return InverterReader(inverter, threat.channel)
 
 
-class _MlpKind:
-    card = AttackCard(
+ATTACK: Final = AttackKind(
+    AttackCard(
         name="mlp",
         source="Learned classifiers for distributed inference (arXiv 2503.09291) and its code",
         threat_model=(
@@ -97,11 +89,7 @@ class _MlpKind:
             "early stopping on 5 % of the sequences."
         ),
         expected="Above 90 % with unlimited queries (published, Llama-3.2, Phi-3.5, GPT-2, BERT).",
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        return _MlpAttack(spec.read(_Options))
-
-
-ATTACK: Final = _MlpKind()
+    ),
+    _Options,
+    _prepare,
+)

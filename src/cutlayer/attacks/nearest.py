@@ -11,14 +11,14 @@ import msgspec
 import torch
 from torch.nn.functional import normalize
 
-from cutlayer.attacks.attack import Attack, AttackCard, Guess, Observation, Reader, Threat, given
+from cutlayer.attacks.attack import AttackCard, Guess, Observation, Reader, Threat, given
+from cutlayer.attacks.kind import AttackKind
 from cutlayer.attacks.table import Nearest, top_confidence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cutlayer.defences.channel import Channel
-    from cutlayer.registry import Spec
 
 _SHOWN: Final = 64
 _Metric = Literal["cosine", "l2"]
@@ -52,20 +52,12 @@ class _NearestReader:
         return Nearest(best.values, best.indices)
 
 
-class _NearestAttack:
-    def __init__(self, metric: _Metric) -> None:
-        self._metric = metric
-
-    @property
-    def card(self) -> AttackCard:
-        return ATTACK.card
-
-    def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
-        return _NearestReader(given(threat.embedding).to(threat.device), threat.channel, self._metric)
+def _prepare(options: _Options, threat: Threat, progress: Callable[[float], None]) -> Reader:
+    return _NearestReader(given(threat.embedding).to(threat.device), threat.channel, options.metric)
 
 
-class _NearestKind:
-    card = AttackCard(
+ATTACK: Final = AttackKind(
+    AttackCard(
         name="nearest",
         source="Hidden embed inversion (hotmap) of arXiv 2405.11916",
         threat_model="Knows the public token table; owns no text, no layers.",
@@ -73,11 +65,7 @@ class _NearestKind:
         parameters={"metric": "cosine or l2"},
         deviations="l2 is not in the source. Rows are not centred, as there.",
         expected="Useful at k ≤ 2 only (derived).",
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        return _NearestAttack(spec.read(_Options).metric)
-
-
-ATTACK: Final = _NearestKind()
+    ),
+    _Options,
+    _prepare,
+)

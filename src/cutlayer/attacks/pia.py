@@ -14,7 +14,8 @@ import msgspec
 import torch
 from torch.nn.functional import cosine_similarity
 
-from cutlayer.attacks.attack import Attack, AttackCard, Reader, Threat, given
+from cutlayer.attacks.attack import AttackCard, Reader, Threat, given
+from cutlayer.attacks.kind import AttackKind
 from cutlayer.attacks.matching import EmbeddingForward, RowLookup, cosine_distance
 from cutlayer.attacks.matching_reader import Calibration, Count, MatchingReader, Setting
 from cutlayer.attacks.table import TokenTable
@@ -22,10 +23,10 @@ from cutlayer.attacks.table import TokenTable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cutlayer.attacks.attack import Capability
     from cutlayer.attacks.calibrate import Score
     from cutlayer.attacks.descent import Moment
     from cutlayer.defences.channel import Channel
-    from cutlayer.registry import Spec
 
 _LLAMA_RMS: Final = 0.02
 """Root mean square of the table for which the published constants were chosen; the usual initial scale, not measured."""
@@ -94,25 +95,23 @@ def _cosine(channel: Channel) -> Score:
     return score
 
 
-class _PiaAttack:
-    def __init__(self, options: _Options) -> None:
-        self._options = options
-        needs = ATTACK.card.needs if options.speculated else ATTACK.card.needs - {"prior"}
-        self.card = msgspec.structs.replace(ATTACK.card, needs=needs)
-
-    def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
-        head, options = given(threat.head), self._options
-        forward = EmbeddingForward(head)
-        setting = Setting(head, forward, RowLookup(TokenTable(forward.table)), threat.channel)
-        prior = given(threat.prior) if options.speculated else None
-        calibration = Calibration(_cosine(threat.channel), options.neighbours, prior, options.speculated)
-        recipe = _Recipe(forward.table.float(), options.rate, threat.seed)
-        progress(1.0)
-        return MatchingReader(setting, recipe, [options.steps], calibration, options.batch)
+def _prepare(options: _Options, threat: Threat, progress: Callable[[float], None]) -> Reader:
+    head = given(threat.head)
+    forward = EmbeddingForward(head)
+    setting = Setting(head, forward, RowLookup(TokenTable(forward.table)), threat.channel)
+    prior = given(threat.prior) if options.speculated else None
+    calibration = Calibration(_cosine(threat.channel), options.neighbours, prior, options.speculated)
+    recipe = _Recipe(forward.table.float(), options.rate, threat.seed)
+    progress(1.0)
+    return MatchingReader(setting, recipe, [options.steps], calibration, options.batch)
 
 
-class _Pia:
-    card = AttackCard(
+def _needs(options: _Options) -> frozenset[Capability]:
+    return frozenset({"head", "prior"} if options.speculated else {"head"})
+
+
+ATTACK: Final = AttackKind(
+    AttackCard(
         name="pia",
         source="Prompt inversion: Qu et al., IEEE S&P 2025 (arXiv 2503.09022), and the code published with it (DEML)",
         threat_model=(
@@ -136,11 +135,8 @@ class _Pia:
             "prompt whose guess explains everything stops early. Tokens are not filtered by script."
         ),
         expected="Published: 88.4 % of tokens, Llama-65B, Skytrax reviews, at the deepest cut tried; best baseline 22.8 %.",
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        return _PiaAttack(spec.read(_Options))
-
-
-ATTACK: Final = _Pia()
+    ),
+    _Options,
+    _prepare,
+    _needs,
+)

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 import torch
 
-from cutlayer.attacks.attack import Attack, AttackCard, Guess, Observation, Reader, Threat, given
+from cutlayer.attacks.attack import AttackCard, Guess, Observation, Reader, Threat, given
+from cutlayer.attacks.kind import AttackKind, NoOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cutlayer.attacks.prior import Prior
-    from cutlayer.registry import Spec
-
-
-class _Options(msgspec.Struct, forbid_unknown_fields=True):
-    pass
 
 
 class _PriorReader:
@@ -43,17 +38,12 @@ class _PriorReader:
         return written
 
 
-class _PriorAttack:
-    @property
-    def card(self) -> AttackCard:
-        return ATTACK.card
-
-    def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
-        return _PriorReader(given(threat.prior))
+def _prepare(options: NoOptions, threat: Threat, progress: Callable[[float], None]) -> Reader:
+    return _PriorReader(given(threat.prior))
 
 
-class _PriorOnly:
-    card = AttackCard(
+ATTACK: Final = AttackKind(
+    AttackCard(
         name="prior-only",
         source="–",
         threat_model="Knows the language and how many tokens there are; sees no hidden state.",
@@ -62,12 +52,7 @@ class _PriorOnly:
         parameters={},
         deviations="Greedy text of the prior model, the same for every prompt; no published counterpart.",
         expected="A few per cent of tokens by chance.",
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        spec.read(_Options)
-        return _PriorAttack()
-
-
-ATTACK: Final = _PriorOnly()
+    ),
+    NoOptions,
+    _prepare,
+)

@@ -13,16 +13,18 @@ import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
-from cutlayer.attacks.attack import Attack, AttackCard, Auxiliary, Guess, Observation, Reader, Threat, given
+from cutlayer.attacks.attack import AttackCard, Auxiliary, Guess, Observation, Reader, Threat, given
 from cutlayer.attacks.conditioned import ConditionedModel
 from cutlayer.attacks.inverter import Inverter, InverterReader, silent
+from cutlayer.attacks.kind import AttackKind
 from cutlayer.attacks.training import Recipe, fit, hold_out, seeded
 from cutlayer.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cutlayer.registry import Spec
+    from cutlayer.attacks.attack import Capability
+
 
 _CLASSIFICATION: Final = 0.1
 """Weight of the cross-entropy in the loss of stage 1."""
@@ -87,36 +89,26 @@ class _RevertReader:
         return Guess(*self._writer.decode(guessed, self._options.mix * log_probs, self._options.beams))
 
 
-class _RevertAttack:
-    def __init__(self, options: _Options) -> None:
-        self._options = options
-
-    @property
-    def card(self) -> AttackCard:
-        if self._options.stage == 2:
-            return ATTACK.card
-        return msgspec.structs.replace(ATTACK.card, needs=ATTACK.card.needs - {"prior"})
-
-    def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
-        options, auxiliary = self._options, given(threat.auxiliary)
-        with seeded(threat.seed, threat.device):
-            if options.stage == 1:
-                return InverterReader(_projector(threat, options, progress), threat.channel)
-            reserved = min(options.sequences, round(_RESERVED * len(auxiliary.ids)))
-            if reserved < 2:
-                raise InputError(f"{len(auxiliary.ids)} auxiliary sequences: stage 2 of revertlm needs at least 8")
-            order = torch.randperm(len(auxiliary.ids))
-            first = Auxiliary(auxiliary.ids[order[reserved:]], auxiliary.released[order[reserved:]])
-            second = Auxiliary(auxiliary.ids[order[:reserved]], auxiliary.released[order[:reserved]])
-            inverter = _projector(threat._replace(auxiliary=first), options, lambda share: progress(0.5 * share))
-            writer = ConditionedModel(given(threat.prior).model, options.rank, threat.device)
-            with torch.no_grad():
-                log_probs = (inverter.softmax(inverter(rows[None])[0]) for rows in second.released)  # S × [T, V]
-                guessed = torch.stack([writer.expected(each) for each in log_probs])  # [S, T, D]
-            steps = options.epochs * -(-reserved // _WRITER_BATCH)
-            recipe = Recipe(steps, _WRITER_BATCH, options.rate, checks=4)
-            writer.train(guessed, second.ids, recipe, lambda share: progress(0.5 + 0.5 * share))
-        return _RevertReader(InverterReader(inverter, threat.channel), writer, options)
+def _prepare(options: _Options, threat: Threat, progress: Callable[[float], None]) -> Reader:
+    auxiliary = given(threat.auxiliary)
+    with seeded(threat.seed, threat.device):
+        if options.stage == 1:
+            return InverterReader(_projector(threat, options, progress), threat.channel)
+        reserved = min(options.sequences, round(_RESERVED * len(auxiliary.ids)))
+        if reserved < 2:
+            raise InputError(f"{len(auxiliary.ids)} auxiliary sequences: stage 2 of revertlm needs at least 8")
+        order = torch.randperm(len(auxiliary.ids))
+        first = Auxiliary(auxiliary.ids[order[reserved:]], auxiliary.released[order[reserved:]])
+        second = Auxiliary(auxiliary.ids[order[:reserved]], auxiliary.released[order[:reserved]])
+        inverter = _projector(threat._replace(auxiliary=first), options, lambda share: progress(0.5 * share))
+        writer = ConditionedModel(given(threat.prior).model, options.rank, threat.device)
+        with torch.no_grad():
+            log_probs = (inverter.softmax(inverter(rows[None])[0]) for rows in second.released)  # S × [T, V]
+            guessed = torch.stack([writer.expected(each) for each in log_probs])  # [S, T, D]
+        steps = options.epochs * -(-reserved // _WRITER_BATCH)
+        recipe = Recipe(steps, _WRITER_BATCH, options.rate, checks=4)
+        writer.train(guessed, second.ids, recipe, lambda share: progress(0.5 + 0.5 * share))
+    return _RevertReader(InverterReader(inverter, threat.channel), writer, options)
 
 
 def _projector(threat: Threat, options: _Options, progress: Callable[[float], None]) -> Inverter:
@@ -136,8 +128,12 @@ def _projector(threat: Threat, options: _Options, progress: Callable[[float], No
     return inverter
 
 
-class _RevertKind:
-    card = AttackCard(
+def _needs(options: _Options) -> frozenset[Capability]:
+    return frozenset({"auxiliary", "embedding", "prior"} if options.stage == 2 else {"auxiliary", "embedding"})
+
+
+ATTACK: Final = AttackKind(
+    AttackCard(
         name="revertlm",
         source=(
             "Shu, Li, Dong, Meng, Zhu, arXiv 2501.05965. Only the abstract was available: two stages, representations to "
@@ -170,11 +166,8 @@ class _RevertKind:
             "Attack scores of 38 to 75 % (published, definition unknown). Stage 1 at least 95 % of tokens at k ≤ 4 with a "
             "million tokens, undefended (prediction)."
         ),
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        return _RevertAttack(spec.read(_Options))
-
-
-ATTACK: Final = _RevertKind()
+    ),
+    _Options,
+    _prepare,
+    _needs,
+)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
-from cutlayer.attacks.attack import Attack, AttackCard, Guess, Observation, Reader, Threat, given
+from cutlayer.attacks.attack import AttackCard, Guess, Observation, Reader, Threat, given
+from cutlayer.attacks.kind import AttackKind
 from cutlayer.attacks.linear_map import BALANCE, PENALTY, LinearMap
 from cutlayer.attacks.table import TokenTable, top_confidence
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cutlayer.defences.channel import Channel
-    from cutlayer.registry import Spec
 
 _SHOWN: Final = 64
 
@@ -36,22 +36,14 @@ class _RidgeReader:
         return Guess(best.tokens[:, 0], top_confidence(best.cosine))
 
 
-class _RidgeAttack:
-    def __init__(self, options: _Options) -> None:
-        self._options = options
-
-    @property
-    def card(self) -> AttackCard:
-        return ATTACK.card
-
-    def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
-        table = TokenTable(given(threat.embedding))
-        linear = LinearMap(given(threat.auxiliary), table, self._options.penalty, self._options.balance)
-        return _RidgeReader(linear, table, threat.channel)
+def _prepare(options: _Options, threat: Threat, progress: Callable[[float], None]) -> Reader:
+    table = TokenTable(given(threat.embedding))
+    linear = LinearMap(given(threat.auxiliary), table, options.penalty, options.balance)
+    return _RidgeReader(linear, table, threat.channel)
 
 
-class _Ridge:
-    card = AttackCard(
+ATTACK: Final = AttackKind(
+    AttackCard(
         name="ridge",
         source="Linear inversion, the usual baseline of learned inverters; no single paper",
         threat_model="Owns text and can send it through the same cut and defence; knows the public token table, no weights.",
@@ -62,11 +54,7 @@ class _Ridge:
         },
         deviations="Pairs are weighted by the rarity of their token (ours; balance=0 switches it off).",
         expected="Top-1 over the whole vocabulary at least 95 % at k ≤ 2, 60 % at k = 8, undefended (prediction).",
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        return _RidgeAttack(spec.read(_Options))
-
-
-ATTACK: Final = _Ridge()
+    ),
+    _Options,
+    _prepare,
+)

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 import torch
 
-from cutlayer.attacks.attack import Attack, AttackCard, Guess, Observation, Reader, Threat, given
+from cutlayer.attacks.attack import AttackCard, Guess, Observation, Reader, Threat, given
+from cutlayer.attacks.kind import AttackKind
 from cutlayer.attacks.proposals import Proposals
 from cutlayer.attacks.tree import TreeForward
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from cutlayer.registry import Spec
 
 _ROUNDS: Final = (8, 56, 192, 768, 7168)
 """New candidates per round of an exact search; then all the rest."""
@@ -163,20 +163,12 @@ class _Search:
         self._tried.clear()
 
 
-class _SearchAttack:
-    def __init__(self, options: _Options) -> None:
-        self._options = options
-
-    @property
-    def card(self) -> AttackCard:
-        return ATTACK.card
-
-    def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
-        return _SearchReader(threat, self._options)
+def _prepare(options: _Options, threat: Threat, progress: Callable[[float], None]) -> Reader:
+    return _SearchReader(threat, options)
 
 
-class _SearchKind:
-    card = AttackCard(
+ATTACK: Final = AttackKind(
+    AttackCard(
         name="search",
         source="SipIt (arXiv 2510.15511) and vocabulary matching (arXiv 2505.18332)",
         threat_model="Holds the client's first layers (public weights) and the token table, sees every position's state.",
@@ -191,11 +183,7 @@ class _SearchKind:
             "several positions are verified in one forward before one is searched. No backtracking."
         ),
         expected="100 % of prompts undefended, about 0.2 % of the vocabulary explored (published, 7–8B models in FP4).",
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        return _SearchAttack(spec.read(_Options))
-
-
-ATTACK: Final = _SearchKind()
+    ),
+    _Options,
+    _prepare,
+)

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 import msgspec
 import torch
 
-from cutlayer.attacks.attack import Attack, AttackCard, Guess, Observation, Reader, Threat, given
+from cutlayer.attacks.attack import AttackCard, Guess, Observation, Reader, Threat, given
+from cutlayer.attacks.kind import AttackKind
 from cutlayer.attacks.proposals import Proposals
 from cutlayer.attacks.tree import TreeForward
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from cutlayer.registry import Spec
 
 _SAME: Final = 0.5
 """Distance between what left and what the attacker's own session sends, over the length of the perturbation, below which the
@@ -237,20 +237,12 @@ class _Descent:
         return True
 
 
-class _SimulatingAttack:
-    def __init__(self, options: _Options) -> None:
-        self._options = options
-
-    @property
-    def card(self) -> AttackCard:
-        return ATTACK.card
-
-    def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
-        return _SimulatingReader(threat, self._options, progress)
+def _prepare(options: _Options, threat: Threat, progress: Callable[[float], None]) -> Reader:
+    return _SimulatingReader(threat, options, progress)
 
 
-class _SimulatingKind:
-    card = AttackCard(
+ATTACK: Final = AttackKind(
+    AttackCard(
         name="simulate-and-match",
         source="Own; the attack that a perturbation fixed by tokens and public weights has to survive",
         threat_model=(
@@ -269,11 +261,7 @@ class _SimulatingKind:
             "perturbation on random tokens, nothing is simulated, and the law alone sifts."
         ),
         expected="Everything, where the law or the direction depends on little but the tokens (predicted).",
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        return _SimulatingAttack(spec.read(_Options))
-
-
-ATTACK: Final = _SimulatingKind()
+    ),
+    _Options,
+    _prepare,
+)

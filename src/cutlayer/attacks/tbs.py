@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 import torch
 
-from cutlayer.attacks.attack import Attack, AttackCard, Reader, Threat, given
+from cutlayer.attacks.attack import AttackCard, Reader, Threat, given
+from cutlayer.attacks.kind import AttackKind
 from cutlayer.attacks.matching import EmbeddingForward, RowLookup, cosine_distance, squared_error
 from cutlayer.attacks.matching_reader import Count, MatchingReader, Setting
 from cutlayer.attacks.table import TokenTable
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cutlayer.attacks.descent import Moment
-    from cutlayer.registry import Spec
 
 _GAIN: Final = 5 / math.pi
 _BOUND: Final = 2.5
@@ -79,22 +79,17 @@ class _Recipe:
         return 1.0
 
 
-class _TbsAttack:
-    def __init__(self, options: _Options) -> None:
-        self._options = options
-        self.card = ATTACK.card
-
-    def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
-        head, options = given(threat.head), self._options
-        forward = EmbeddingForward(head)
-        setting = Setting(head, forward, RowLookup(TokenTable(forward.table)), threat.channel)
-        recipe = _Recipe(forward.table.float(), options)
-        progress(1.0)
-        return MatchingReader(setting, recipe, [options.steps], None, options.batch)
+def _prepare(options: _Options, threat: Threat, progress: Callable[[float], None]) -> Reader:
+    head = given(threat.head)
+    forward = EmbeddingForward(head)
+    setting = Setting(head, forward, RowLookup(TokenTable(forward.table)), threat.channel)
+    recipe = _Recipe(forward.table.float(), options)
+    progress(1.0)
+    return MatchingReader(setting, recipe, [options.steps], None, options.batch)
 
 
-class _Tbs:
-    card = AttackCard(
+ATTACK: Final = AttackKind(
+    AttackCard(
         name="tbs",
         source="Token-basis selection: Dong et al., USENIX Security 2025 (arXiv 2507.16372), white-box attack on deep cuts",
         threat_model="Knows the layers up to the cut, the token table, the number of tokens; no text, no language model, no key.",
@@ -112,11 +107,7 @@ class _Tbs:
             "0.1. Cosines with the table are about its mean. A prompt whose guess explains everything stops early."
         ),
         expected="Published (abstract): 86.88 F1 on a prompt of 4,112 tokens from Llama-3's middle layer; order is not counted.",
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        return _TbsAttack(spec.read(_Options))
-
-
-ATTACK: Final = _Tbs()
+    ),
+    _Options,
+    _prepare,
+)

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 import msgspec
 import torch
 
-from cutlayer.attacks.attack import Attack, AttackCard, Guess, Observation, Reader, Threat, given
+from cutlayer.attacks.attack import AttackCard, Guess, Observation, Reader, Threat, given
+from cutlayer.attacks.kind import AttackKind
 from cutlayer.attacks.tree import TreeForward
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cutlayer.defences.channel import Channel
-    from cutlayer.registry import Spec
 
 
 class _Options(msgspec.Struct, forbid_unknown_fields=True):
@@ -122,20 +122,12 @@ class _Prompt:
         return Guess(torch.tensor(self.tokens), torch.tensor(self._confidence), {"candidates": float(self._evaluated)})
 
 
-class _VocabularyAttack:
-    def __init__(self, options: _Options) -> None:
-        self._options = options
-
-    @property
-    def card(self) -> AttackCard:
-        return ATTACK.card
-
-    def prepare(self, threat: Threat, progress: Callable[[float], None]) -> Reader:
-        return _VocabularyReader(threat, self._options)
+def _prepare(options: _Options, threat: Threat, progress: Callable[[float], None]) -> Reader:
+    return _VocabularyReader(threat, options)
 
 
-class _VocabularyKind:
-    card = AttackCard(
+ATTACK: Final = AttackKind(
+    AttackCard(
         name="vma",
         source="Thomas et al. 2025, Hidden No More (arXiv 2505.18332), numbers read second-hand",
         threat_model=(
@@ -157,11 +149,7 @@ class _VocabularyKind:
             "Undefended 100 % of prompts exact; coordinates and positions shuffled 99.9, 99.5, 99.1, 99.0 % (Gemma-2-2B, layers "
             "1, 11, 21, 26) and 98.4, 98.9, 98.0, 97.6 % (Llama-3.1-8B); about 100 candidates per token."
         ),
-    )
-
-    def build(self, spec: Spec) -> Attack:
-        """See `Kind.build`."""
-        return _VocabularyAttack(spec.read(_Options))
-
-
-ATTACK: Final = _VocabularyKind()
+    ),
+    _Options,
+    _prepare,
+)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 
 from cutlayer.attacks.attack import given
-from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim
+from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim, Public, Reader
 from cutlayer.attacks.keycut.cancellation import cancel
-from cutlayer.attacks.keycut.kind import AttackKind
 from cutlayer.attacks.keycut.matching import same_token
+from cutlayer.attacks.kind import AttackKind
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,10 @@ class _Reader:
         return Claim(held.asked, match.best, facts)
 
 
+def _prepare(options: _Options, public: Public) -> Reader:
+    return _Reader(given(public.base), options)
+
+
 ATTACK: Final = AttackKind(
     Card(
         name="clx",
@@ -73,5 +77,5 @@ ATTACK: Final = AttackKind(
         expected="Nearly all ids at any noise on embedding and head that leaves an answer worth reading.",
     ),
     _Options,
-    lambda public, options: _Reader(given(public.base), options),
+    _prepare,
 )

@@ -16,8 +16,8 @@ import msgspec
 import torch
 
 from cutlayer.attacks.attack import given
-from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim
-from cutlayer.attacks.keycut.kind import AttackKind
+from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim, Public, Reader
+from cutlayer.attacks.kind import AttackKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,6 +95,10 @@ def _one_to_one(similarity: torch.Tensor) -> torch.Tensor:
     return chosen
 
 
+def _prepare(options: _Options, public: Public) -> Reader:
+    return _Reader(_Statistics(given(public.corpus), options.ids), options)
+
+
 ATTACK: Final = AttackKind(
     Card(
         name="decipherment",
@@ -111,5 +115,5 @@ ATTACK: Final = AttackKind(
         expected="Well above frequency matching once the log is long enough for bigrams to repeat.",
     ),
     _Options,
-    lambda public, options: _Reader(_Statistics(given(public.corpus), options.ids), options),
+    _prepare,
 )

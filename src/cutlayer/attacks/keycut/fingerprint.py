@@ -18,8 +18,8 @@ from transformers.utils import logging
 
 from cutlayer.attacks.attack import given
 from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim, Public, Reader
-from cutlayer.attacks.keycut.kind import AttackKind
 from cutlayer.attacks.keycut.matching import closest, sorted_rows
+from cutlayer.attacks.kind import AttackKind
 
 if TYPE_CHECKING:
     from cutlayer.attacks.keycut.weights import Weights
@@ -51,7 +51,7 @@ class _Reader:
         return Claim(asked, self._candidates[match.best], {"lead": float(match.margin.mean())})
 
 
-def _prepare(public: Public, options: _Options) -> Reader:
+def _prepare(options: _Options, public: Public) -> Reader:
     counts = Counter(token for document in given(public.corpus) for token in document)
     common = [token for token, _ in counts.most_common(options.candidates)]
     return _Reader(given(public.base), torch.tensor(common), options.probes)

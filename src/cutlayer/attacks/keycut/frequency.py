@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from cutlayer.attacks.attack import given
-from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim
-from cutlayer.attacks.keycut.kind import AttackKind, NoOptions
+from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim, Public, Reader
+from cutlayer.attacks.kind import AttackKind, NoOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +36,10 @@ def by_frequency(documents: Sequence[Sequence[int]]) -> list[int]:
     return [token for token, _ in Counter(token for document in documents for token in document).most_common()]
 
 
+def _prepare(options: NoOptions, public: Public) -> Reader:
+    return _Reader(by_frequency(given(public.corpus)))
+
+
 ATTACK: Final = AttackKind(
     Card(
         name="frequency",
@@ -48,5 +52,5 @@ ATTACK: Final = AttackKind(
         expected="Grows with the log and with the likeness of the attacker's text (paper: 3.2 % top-10, same distribution).",
     ),
     NoOptions,
-    lambda public, options: _Reader(by_frequency(given(public.corpus))),
+    _prepare,
 )

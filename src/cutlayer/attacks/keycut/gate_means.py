@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from cutlayer.attacks.attack import given
-from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim
-from cutlayer.attacks.keycut.kind import AttackKind, NoOptions
+from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim, Public, Reader
 from cutlayer.attacks.keycut.matching import closest
+from cutlayer.attacks.kind import AttackKind, NoOptions
 from cutlayer.obfuscation.layout import Role
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ def _means(weights: Weights) -> torch.Tensor:
     return weights.embedding() @ torch.stack(gates, 1)
 
 
+def _prepare(options: NoOptions, public: Public) -> Reader:
+    return _Reader(given(public.base))
+
+
 ATTACK: Final = AttackKind(
     Card(
         name="gate-means",
@@ -48,5 +52,5 @@ ATTACK: Final = AttackKind(
         expected="All ids without noise; paper: 6 % at (1.0, 0.2).",
     ),
     NoOptions,
-    lambda public, options: _Reader(given(public.base)),
+    _prepare,
 )

@@ -13,9 +13,9 @@ import msgspec
 import torch
 
 from cutlayer.attacks.attack import given
-from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim
-from cutlayer.attacks.keycut.kind import AttackKind
+from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim, Public, Reader
 from cutlayer.attacks.keycut.matching import same_token, unit
+from cutlayer.attacks.kind import AttackKind
 
 if TYPE_CHECKING:
     from cutlayer.attacks.keycut.weights import Weights
@@ -76,6 +76,10 @@ def _solve(known: torch.Tensor, plain: torch.Tensor, asked: torch.Tensor, penalt
     return asked @ (known.T @ weights)
 
 
+def _prepare(options: _Options, public: Public) -> Reader:
+    return _Reader(given(public.base), options)
+
+
 ATTACK: Final = AttackKind(
     Card(
         name="known-plaintext",
@@ -88,5 +92,5 @@ ATTACK: Final = AttackKind(
         expected="With both tables more than with the embedding alone, whose noise is larger at the paper's defaults.",
     ),
     _Options,
-    lambda public, options: _Reader(given(public.base), options),
+    _prepare,
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from cutlayer.attacks.attack import given
-from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim
-from cutlayer.attacks.keycut.kind import AttackKind, NoOptions
+from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim, Public, Reader
 from cutlayer.attacks.keycut.matching import most_similar, unit
+from cutlayer.attacks.kind import AttackKind, NoOptions
 
 if TYPE_CHECKING:
     from cutlayer.attacks.keycut.weights import Weights
@@ -26,6 +26,10 @@ class _Reader:
         return Claim(held.asked, match.best, {"cosine": float(match.similarity.mean())})
 
 
+def _prepare(options: NoOptions, public: Public) -> Reader:
+    return _Reader(given(public.base))
+
+
 ATTACK: Final = AttackKind(
     Card(
         name="nearest-row",
@@ -38,5 +42,5 @@ ATTACK: Final = AttackKind(
         expected="Chance under dense hidden keys (paper: 0). It says nothing about the attacks that undo the keys.",
     ),
     NoOptions,
-    lambda public, options: _Reader(given(public.base)),
+    _prepare,
 )

@@ -21,9 +21,9 @@ import msgspec
 import torch
 
 from cutlayer.attacks.attack import Auxiliary, given
-from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim
+from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim, Public, Reader
 from cutlayer.attacks.keycut.cancellation import cancel
-from cutlayer.attacks.keycut.kind import AttackKind
+from cutlayer.attacks.kind import AttackKind
 from cutlayer.attacks.linear_map import LinearMap
 from cutlayer.attacks.table import TokenTable
 from cutlayer.models.parts import load_client
@@ -101,6 +101,10 @@ def _axes(states: torch.Tensor, count: int) -> torch.Tensor:
     return turned
 
 
+def _prepare(options: _Options, public: Public) -> Reader:
+    return _Reader(given(public.base), given(public.corpus), options)
+
+
 ATTACK: Final = AttackKind(
     Card(
         name="states",
@@ -118,5 +122,5 @@ ATTACK: Final = AttackKind(
         "high with them (paper without its keys: 40 % from hidden states).",
     ),
     _Options,
-    lambda public, options: _Reader(given(public.base), given(public.corpus), options),
+    _prepare,
 )

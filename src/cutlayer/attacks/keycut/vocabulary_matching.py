@@ -15,9 +15,9 @@ import msgspec
 import torch
 
 from cutlayer.attacks.attack import given
-from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim
-from cutlayer.attacks.keycut.kind import AttackKind
+from cutlayer.attacks.keycut.attack import Card, Claim, Held, NoClaim, Public, Reader
 from cutlayer.attacks.keycut.matching import Match, closest, sorted_rows
+from cutlayer.attacks.kind import AttackKind
 from cutlayer.obfuscation.layout import Role
 
 if TYPE_CHECKING:
@@ -84,6 +84,10 @@ def _vote(matches: list[Match]) -> tuple[torch.Tensor, torch.Tensor]:
     return votes.gather(0, chosen)[0], counts.gather(0, chosen)[0] / len(matches)
 
 
+def _prepare(options: _Options, public: Public) -> Reader:
+    return _Reader(given(public.base), options)
+
+
 ATTACK: Final = AttackKind(
     Card(
         name="vocabulary-matching",
@@ -103,5 +107,5 @@ ATTACK: Final = AttackKind(
         expected="All ids without noise; falls with α_e (paper: 2.6 to 25 % at its defaults, above 30 % at α_e = 0.5).",
     ),
     _Options,
-    lambda public, options: _Reader(given(public.base), options),
+    _prepare,
 )
