@@ -23,12 +23,11 @@ from cutlayer.audit.reading import read_all
 from cutlayer.audit.scene import Scene, victim_secret
 from cutlayer.audit.scoring import scores_of
 from cutlayer.defences.defence import build_channel
-from cutlayer.errors import InputError
 from cutlayer.models.family import read_config
 from cutlayer.models.locate import locate
-from cutlayer.records.record import Figure, Record, exact, read_record
+from cutlayer.records.record import Figure, Record, exact
 from cutlayer.text.tokenizer import Tokenizer
-from report import RECORDS
+from report import recorded
 
 
 class Victim(NamedTuple):
@@ -168,22 +167,8 @@ class Study:
         }  # fmt: skip
 
     def recorded(self, name: str) -> Record | None:
-        """The committed record of that name; None if there is none.
-
-        Raises:
-            InputError: it is of another model, other prompts or more or less text, and going on would lose it.
-        """
-        path = RECORDS / f"{name}.json"
-        if not path.exists():
-            return None
-        record, own = read_record(path), self.config()
-        other = [key for key in ("model", "prompt_ids", "pairs") if record.config[key] != own[key]]
-        if other:
-            raise InputError(
-                f"record {name} was measured with another {' and another '.join(other)}; go on with the options of its command "
-                f"({record.command}), or leave --resume out to begin anew"
-            )
-        return record
+        """See `report.recorded`; of the same model, prompts and text."""
+        return recorded(name, self.config(), ("model", "prompt_ids", "pairs"))
 
     def config(self) -> dict[str, Any]:
         """What every record says."""

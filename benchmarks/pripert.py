@@ -14,10 +14,9 @@ Prints and writes the record ``pripert``.
 from __future__ import annotations
 
 import math
-import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
@@ -39,10 +38,12 @@ from cutlayer.defences.defence import build_channel, build_defence
 from cutlayer.defences.positions import History
 from cutlayer.defences.pripert_directions import write_directions
 from cutlayer.defences.scale import Scale, median_norm
+from cutlayer.errors import InputError
 from cutlayer.models.locate import locate
-from cutlayer.records.record import Figure, Record, median, new_record, read_record, write_record
+from cutlayer.records.record import Figure, Record, median, new_record, write_record
+from cutlayer.registry import Spec
 from cutlayer.text.tokenizer import Tokenizer
-from report import RECORDS, command, finish
+from report import RECORDS, command, finish, recorded
 
 READINGS: Final = ("static", "offline", "power", "gradient", "backprop", "decoy")
 ATTACKS: Final = ("actinv_0", "actinv", "actinv_K", "ridge", "mlp", "search", "search_blind", "simulate")
@@ -214,7 +215,7 @@ def pripert(
                 write_directions(path, calibrate_directions(directory, depth, ids=public, seed=seed))
             for row in _rows(readings, betas, path, median_norm(clean.head, "pripert")):
                 label = f"k{depth}_{row.name}_{row.beta:g}_".replace(".", "_")
-                lacking = _lacking(row, plan, {name.removeprefix(label) for name in figures if name.startswith(label)})
+                lacking = _lacking(row, plan, label, figures)
                 if not lacking.attacks:
                     continue
                 found, raw = _measure(clean.under(row.defence), utility, row, lacking, hidden, label, seed)
@@ -229,17 +230,19 @@ def pripert(
 
 
 def _earlier(config: dict[str, Any]) -> Record | None:
-    """The committed record, if all but the settings is as in `config`."""
-    path = RECORDS / "pripert.json"
-    if not path.exists():
-        return None
-    record = read_record(path)
-    agreed = all(record.config.get(key) == value for key, value in config.items() if key not in ("attacks", "commands"))
-    specs = record.config["attacks"]
-    return record if agreed and all(specs.get(name, spec) == spec for name, spec in config["attacks"].items()) else None
+    """The committed record, of which all but settings and attacks is as in `config`.
+
+    Raises:
+        InputError: it is not.
+    """
+    record = recorded("pripert", config, config.keys() - {"attacks", "commands"})
+    for name, spec in config["attacks"].items():
+        if record is not None and (held := record.config["attacks"].get(name, spec)) != spec:
+            raise InputError(f"record pripert was measured with {name} as {held}, not {spec}; give the same options")
+    return record
 
 
-def _lacking(row: Row, plan: Plan, measured: set[str]) -> Plan:
+def _lacking(row: Row, plan: Plan, label: str, figures: Container[str]) -> Plan:
     """The plan without attacks of which there are figures, and those that this setting does not get."""
     senseless = {"search_blind"} if row.name == "gaussian" else set()
     if not row.online:
@@ -247,10 +250,15 @@ def _lacking(row: Row, plan: Plan, measured: set[str]) -> Plan:
     attacks = {
         name: spec
         for name, spec in plan.attacks.items()
-        if name not in senseless
-        and not any(re.match(rf"{name.replace('_K', '_[1-9]')}\d*_token", one) for one in measured)
+        if name not in senseless and f"{label}{_named(name, spec)[0]}_token_accuracy" not in figures
     }
-    return plan._replace(attacks=attacks, utility_items=0 if "perplexity" in measured else plan.utility_items)
+    return plan._replace(attacks=attacks, utility_items=0 if f"{label}perplexity" in figures else plan.utility_items)
+
+
+def _named(name: str, spec: str) -> list[str]:
+    """What an attack's guesses are called: one name, or one of every number of steps."""
+    stops = Spec.parse(spec).options.get("stops")
+    return [f"actinv_{stop}" for stop in stops.split("+")] if stops else [name]
 
 
 def _rows(readings: Sequence[str], betas: Sequence[float], path: Path, scale: Scale) -> list[Row]:

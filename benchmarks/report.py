@@ -6,15 +6,16 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
 
-from cutlayer.records.record import Figure, write_record
+from cutlayer.errors import InputError
+from cutlayer.records.record import Figure, read_record, write_record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from cutlayer.records.record import Record
 
@@ -48,6 +49,25 @@ def finish(record: Record, *, write: bool) -> None:
     if write:
         sys.stderr.write(f"wrote {write_record(record, RECORDS)}\n")
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(record.figures), indent=1).decode() + "\n")
+
+
+def recorded(name: str, config: Mapping[str, Any], keys: Iterable[str]) -> Record | None:
+    """The committed record of that name, to go on with; None if there is none.
+
+    Raises:
+        InputError: what it says under one of the keys is not what `config` says, and going on would lose it.
+    """
+    path = RECORDS / f"{name}.json"
+    if not path.exists():
+        return None
+    record = read_record(path)
+    other = [key for key in keys if record.config.get(key) != config[key]]
+    if other:
+        raise InputError(
+            f"record {name} was measured with another {' and another '.join(other)}; go on with the options of its command "
+            f"({record.command}), or leave --resume out to begin anew"
+        )
+    return record
 
 
 def _without_folder(argument: str) -> str:
