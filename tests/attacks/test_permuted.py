@@ -23,8 +23,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     module = importlib.import_module("permuted")
     monkeypatch.setattr(module, "RECORDS", tmp_path)
-    for name in ("attacked", "report"):
-        monkeypatch.setattr(importlib.import_module(name), "RECORDS", tmp_path)
+    monkeypatch.setattr(importlib.import_module("report"), "RECORDS", tmp_path)
     return module
 
 
@@ -42,6 +41,17 @@ def test_the_benchmark_reads_every_part_and_goes_on_from_its_record(
     assert set(whole.config["counts"]) == {f"k1_{part}" for part in benchmark.PARTS}
     assert all(whole.figures[f"k1_{part}_exact_match"].value == 1 for part in benchmark.PARTS)
     assert whole.figures["k1_both_exact_match"] == first.figures["k1_both_exact_match"]
+
+
+def test_going_on_with_other_options_is_refused_and_loses_nothing(
+    benchmark: ModuleType, tiny_with_text: Callable[[str], Path], tmp_path: Path
+) -> None:
+    small = {"model": str(tiny_with_text("llama")), "prompts": 2, "most": 1, "few": 1, "seeds": 1}
+    benchmark.permuted(depths=(1,), parts=("both",), pairs=128, **small)
+    before = (tmp_path / "permuted.json").read_bytes()
+    with pytest.raises(InputError, match="measured with another pairs"):
+        benchmark.permuted(depths=(1,), parts=("columns_search",), pairs=256, resume=True, **small)
+    assert (tmp_path / "permuted.json").read_bytes() == before
 
 
 def test_an_unknown_part_is_refused(benchmark: ModuleType) -> None:
