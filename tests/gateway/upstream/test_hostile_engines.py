@@ -31,6 +31,11 @@ def says(*events: Any) -> Callable[[Handler], None]:
     return answer
 
 
+def word(upstream: Upstream) -> int:
+    """What the engine calls a token that ends no answer. Keys are drawn anew, so no fixed id is one."""
+    return upstream.model.key.to_server([7])[0]
+
+
 def refused(upstream: Upstream, status: int = 502, **fields: Any) -> str:
     """The error's message; whole and streamed are answered alike, and afterwards all is well."""
     answers = [upstream.door.chat("hello", max_tokens=5, stream=stream, **fields) for stream in (False, True)]
@@ -73,24 +78,26 @@ def test_events_that_are_none(upstream: Upstream, event: bytes) -> None:
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", "0.5", "null", '"high"'])
 def test_log_probabilities_that_are_none(upstream: Upstream, value: str) -> None:
-    event = json.dumps(upstream.engine.speech.event([(7, [(7, -0.125)])]))
+    event = json.dumps(upstream.engine.speech.event([(word(upstream), [(word(upstream), -0.125)])]))
     assert event.count("-0.125") == 2
     upstream.engine.misbehave = says(event.replace("-0.125", value).encode())
     refused(upstream, logprobs=True, top_logprobs=1)
 
 
 def test_log_probabilities_of_ids_outside_the_vocabulary(upstream: Upstream) -> None:
-    upstream.engine.misbehave = says(upstream.engine.speech.event([(7, [(7, -0.1), (V, -0.2)])]))
+    upstream.engine.misbehave = says(
+        upstream.engine.speech.event([(word(upstream), [(word(upstream), -0.1), (V, -0.2)])])
+    )
     refused(upstream, logprobs=True, top_logprobs=2)
 
 
 def test_log_probabilities_left_out(upstream: Upstream) -> None:
-    upstream.engine.misbehave = says(upstream.engine.speech.event([(7, None)]))
+    upstream.engine.misbehave = says(upstream.engine.speech.event([(word(upstream), None)]))
     assert "left out" in refused(upstream, logprobs=True)
 
 
 def test_streams_that_end_too_soon(upstream: Upstream) -> None:
-    upstream.engine.misbehave = says(upstream.engine.speech.event([(7, None)]))
+    upstream.engine.misbehave = says(upstream.engine.speech.event([(word(upstream), None)]))
     whole = upstream.door.chat("hello", max_tokens=5)
     assert whole.status_code == 502
     streamed = upstream.door.chat("hello", max_tokens=5, stream=True)
@@ -102,16 +109,16 @@ def test_streams_that_end_too_soon(upstream: Upstream) -> None:
 
 
 def test_more_tokens_than_asked_for_are_not_taken(upstream: Upstream) -> None:
-    many = [upstream.engine.speech.event([(token, None) for token in [7] * 9])]
+    many = [upstream.engine.speech.event([(token, None) for token in [word(upstream)] * 9])]
     upstream.engine.misbehave = says(*many)
     assert upstream.door.chat("hello", max_tokens=5).json()["usage"]["completion_tokens"] == 5
 
 
 def test_tokens_that_do_not_add_up(open_upstream: Callable[..., Upstream]) -> None:
     upstream = open_upstream("sglang")
-    for count, ids in ((3, [1]), (0, [1])):
+    for count, ids in ((3, [word(upstream)]), (0, [word(upstream)])):
         wrong = {"output_ids": ids, "meta_info": {"completion_tokens": count, "finish_reason": None}}
-        upstream.engine.misbehave = says(upstream.engine.speech.event([(1, None)]), wrong)
+        upstream.engine.misbehave = says(upstream.engine.speech.event([(word(upstream), None)]), wrong)
         assert upstream.door.chat("hello").status_code == 502
 
 
