@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -63,13 +64,16 @@ def test_packed_layers_give_the_same_states(family: str, tiny: Callable[[str], P
 @packs
 @given(
     rows=st.integers(0, 70), inputs=st.integers(1, 96), outputs=st.integers(1, 96), bias=st.booleans(),
-    seed=st.integers(0, 2**16),
+    seed=st.integers(0, 2**16), filled=st.sampled_from([range(0), range(17, 33)]),
 )  # fmt: skip
-def test_a_packed_product_is_the_product(rows: int, inputs: int, outputs: int, bias: bool, seed: int) -> None:
+def test_a_packed_product_is_the_product(
+    rows: int, inputs: int, outputs: int, bias: bool, seed: int, filled: range
+) -> None:
+    """Whether or not this processor gains from filling rows up."""
     torch.manual_seed(seed)
     linear = nn.Linear(inputs, outputs, bias=bias, dtype=torch.bfloat16)
     given_rows = torch.randn(1, rows, inputs, dtype=torch.bfloat16)
-    with torch.inference_mode():
+    with torch.inference_mode(), patch("cutlayer.models.packed.FILLED", filled):
         found = PackedLinear(linear)(given_rows).double()
         exact = nn.functional.linear(
             given_rows.double(), linear.weight.double(), None if linear.bias is None else linear.bias.double()

@@ -4,8 +4,8 @@ Given a plain matrix, oneDNN puts it into that order again for every product. He
 numbers computed with stay the same; how much faster steps are is in `benchmarks/records/packed.json`. Other dtypes were not
 measured and stay plain.
 
-oneDNN serves 17 to 32 rows of packed weights more slowly than 33, so they are filled up to 33. A step of speculation has about so
-many.
+Where the matrix units have tiles (AMX), oneDNN serves 17 to 32 rows of packed weights more slowly than 33, so they are filled up
+to 33. A step of speculation has about so many. Without tiles time grows with the rows, and none are added.
 
 Footgun: nothing can be differentiated through a packed layer. The server's layers and the client's tail are packed; through the
 head some defences differentiate. What has to be trained is `unpack`ed first.
@@ -15,15 +15,19 @@ Notation: T rows, I inputs, O outputs.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _ROWS: Final = 16
 """Rows the layout is chosen for: one tile of the matrix units. The record says how it serves one row, and a hundred."""
-FILLED: Final = range(17, 33)
+_has_tiles: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+FILLED: Final = range(17, 33) if _has_tiles() else range(0)
 """Numbers of rows that are filled up to one more than all of them."""
 _OPERATORS: Final = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
 
