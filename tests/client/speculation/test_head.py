@@ -197,3 +197,17 @@ def test_answers_are_the_same_with_a_head_and_take_fewer_round_trips(
     assert [result.token_ids for result in guessed] == [result.token_ids for result in plain]
     assert sum(result.guessed for result in guessed) > 0
     assert sum(result.steps for result in guessed) < sum(result.steps for result in plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_folded_for_guessing_guesses_the_same(tiny: Callable[[str], Path], dtype: torch.dtype) -> None:
+    head = random_head(tiny("llama"))
+    ids, before = torch.randint(0, VOCABULARY, (1, 7)), torch.randn(1, 7, HIDDEN)
+    with torch.inference_mode():
+        for own in (False, True):
+            expected = head(head.inputs(ids, before, own=own), head.new_cache()).logits
+            folded = random_head(tiny("llama")).folded(dtype)
+            assert not folded.trained()
+            found = folded(folded.inputs(ids, before, own=own), folded.new_cache()).logits.float()
+            limit = {torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
+            assert float((found - expected).norm() / expected.norm()) < limit

@@ -86,7 +86,7 @@ def load_head(path: Path, trusted: Trusted) -> DraftHead:
             _fill(path, file, head)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot read {path}: {error}") from error
-    return head.to(getattr(torch, trusted.dtype)).requires_grad_(False).eval()
+    return head
 
 
 def read_card(path: Path) -> Card:

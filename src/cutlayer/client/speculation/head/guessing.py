@@ -143,7 +143,7 @@ class _Head:
     def build(self, spec: Spec, trusted: Trusted) -> Speculator:
         """See `Kind.build`."""
         chosen = spec.read(_Options)
-        head = load_head(Path(chosen.path).expanduser(), trusted)
+        head = load_head(Path(chosen.path).expanduser(), trusted).folded(getattr(torch, trusted.dtype))
         return HeadSpeculator(head, trusted.turn, chosen.depth, chosen.breadth)
 
 

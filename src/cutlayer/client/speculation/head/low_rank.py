@@ -25,3 +25,12 @@ class LowRank(nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[…, in] → […, out]"""
         return self.linear(inputs) + self.up(self.down(inputs))  # type: ignore[no-any-return]
+
+    def folded(self) -> nn.Linear:
+        """One map with the change in it; its bias is shared."""
+        changed = self.linear.weight.float() + self.up.weight.float() @ self.down.weight.float()
+        outputs, inputs = changed.shape
+        linear = nn.Linear(inputs, outputs, bias=False, device="meta")
+        linear.weight = nn.Parameter(changed.to(self.linear.weight), requires_grad=False)
+        linear.bias = self.linear.bias
+        return linear

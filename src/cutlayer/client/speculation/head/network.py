@@ -28,7 +28,7 @@ from torch.nn.functional import rms_norm
 
 from cutlayer.client.speculation.head.low_rank import LowRank
 from cutlayer.errors import InputError
-from cutlayer.models.packed import unpack
+from cutlayer.models.packed import pack, unpack
 from cutlayer.models.parts import Part
 
 if TYPE_CHECKING:
@@ -73,11 +73,25 @@ class DraftHead(Part):
         self.token = nn.Linear(size, size)
         self.returned = nn.Linear(size, size, bias=False)
         self.own = nn.Linear(size, size, bias=False)
+        self.dtype = self.token.weight.dtype
+        """Of its inputs."""
         self.to(weight.device)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that are the head's own, by name."""
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
+
+    @torch.no_grad()
+    def folded(self, dtype: torch.dtype) -> DraftHead:
+        """This head, changed for guessing alone: changes added to what they change, weights in `dtype`, packed where that gains."""
+        for parent in list(self.shell.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, LowRank):
+                    setattr(parent, name, child.folded())
+        self.dtype = dtype
+        self.to(dtype).requires_grad_(False).eval()
+        pack(self)
+        return self
 
     @property
     def window(self) -> int | None:
@@ -97,7 +111,7 @@ class DraftHead(Part):
         Returns:
             [B, T, D]
         """
-        size, dtype = before.shape[-1:], self.token.weight.dtype
+        size, dtype = before.shape[-1:], self.dtype
         tokens = rms_norm(self._embedding[0][ids].to(dtype), size)  # [B, T, D]
         states = rms_norm(before.to(dtype), size)  # [B, T, D]
         return self.token(tokens) + (self.own if own else self.returned)(states)  # type: ignore[no-any-return]
