@@ -39,7 +39,7 @@ _OTHERS = [Shape(rtt_ms=rtt, mbit_s=rate) for rate in (100, 20) for rtt in (80, 
 _CUNNINGHAM = ("cunningham:n=3", "cunningham:n=5", "cunningham:n=7")
 _FIXED = (*_CUNNINGHAM, "lookahead", "recycling:tree=static")
 """They send whatever they guess. The others measure what rows cost, and are not to be misled by sessions beside them."""
-_ADAPTIVE = ("lookup", "auto:table=none", "recycling")
+_ADAPTIVE = ("lookup", "auto:table=none,head=none", "auto:head=none", "recycling")
 _PAUSES_S = (0.0, 2.0, 10.0)
 
 
@@ -161,6 +161,7 @@ def wan(
     resume: bool = False,
     again: tuple[str, ...] = (),
     dtype: str = "bfloat16",
+    threads: int = 1,
     grid: Annotated[bool, Parameter(negative="--headline-only")] = True,
     write: bool = True,
     redraw: bool = False,
@@ -201,6 +202,8 @@ def wan(
         Names in the record (``auto``, ``auto_t07``) to measure once more all the same.
     dtype
         In ``speed`` and ``first``; ``acceptance`` is in float32, where the same tokens can be asked for.
+    threads
+        Of torch on either side.
     grid
         All links, or the one of 80 ms and 100 Mbit/s alone.
     write
@@ -208,13 +211,14 @@ def wan(
     redraw
         Only derive what is derived from the record's samples, and draw.
     """
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # of the servers started here
     chart = ROOT / "docs" / "figures" / "wan.svg"
     study = Study(
         model,
         write,
-        {"model": model, "cut": "2:-2", "prompts": _PROMPTS,
-         "threads": torch.get_num_threads(), "headline": str(_HEADLINE)},
-    )  # fmt: skip
+        {"model": model, "cut": "2:-2", "prompts": _PROMPTS, "threads": threads, "headline": str(_HEADLINE)},
+    )
     if redraw:
         parts = ()
         width = read_config(locate(model)).hidden_size

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cutlayer.client.speculation.speculator import States, Verified
+from cutlayer.types import Cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,7 +88,9 @@ def toy() -> Callable[[int], Toy]:
 def trusted() -> Any:
     """As much of a `Trusted` as a speculator looks at."""
     head = SimpleNamespace(embedding=lambda: torch.empty(VOCABULARY, 4))
-    return SimpleNamespace(info=SimpleNamespace(fingerprint="f" * 32), parts=SimpleNamespace(head=head))
+    return SimpleNamespace(
+        info=SimpleNamespace(fingerprint="f" * 32), parts=SimpleNamespace(head=head), cut=Cut(1, 2, 3)
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,14 @@
 """A speculator made of sources: at every node of the tree all are asked, and their answers mixed.
 
-So a draft that copies from the prompt goes on with recycled guesses where the copy ends, and the reverse.
+So a draft that copies from the prompt goes on with recycled guesses where the copy ends, and the reverse. Slow sources are asked
+only where the others see no way far ahead.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from cutlayer.client.speculation.draft import expected_tokens
 from cutlayer.client.speculation.growth import HORIZON, grow
 from cutlayer.client.speculation.mixture import Mixture
 
@@ -18,21 +20,27 @@ if TYPE_CHECKING:
     from cutlayer.client.speculation.speculator import Verified
 
 
+_FAR: Final = 5.0
+"""Tokens a round trip is expected to bring from which on slow sources would add little."""
+
+
 class Mixed:
     """See the module.
 
     Args:
         sources: with what they are believed at first.
         doubt: log-weight, at first, of "none of the tokens named".
-        wants_prompt: whether a source learns from the logits of the prompt.
+        slow: further sources, to be asked where those are not sure.
     """
 
+    wants_prompt = False
     adaptive = True
 
-    def __init__(self, sources: Sequence[Weighed], doubt: float, *, wants_prompt: bool = False) -> None:
-        self.wants_prompt = wants_prompt
-        self._sources = [weighed.source for weighed in sources]
-        self._mixture = Mixture([weighed.weight for weighed in sources], [weighed.doubt for weighed in sources], doubt)
+    def __init__(self, sources: Sequence[Weighed], doubt: float, *, slow: Sequence[Weighed] = ()) -> None:
+        every = (*sources, *slow)
+        self._sources = [weighed.source for weighed in every]
+        self._quick, self._slow = self._sources[: len(sources)], self._sources[len(sources) :]
+        self._mixture = Mixture([weighed.weight for weighed in every], [weighed.doubt for weighed in every], doubt)
         self._ids: list[int] = []
         """Of the last draft."""
         self._verified: list[int] = []
@@ -45,7 +53,12 @@ class Mixed:
         self._weigh(ids)
         self._teach()
         self._ids, self._verified = list(ids), list(ids[:-1])
-        for source in self._sources:
+        for source in self._quick:
+            source.follow(ids)
+        draft = grow(ids, self._propose, most)
+        if not self._slow or expected_tokens(draft)[-1] >= _FAR:
+            return draft
+        for source in self._slow:
             source.follow(ids)
         return grow(ids, self._propose, most)
 

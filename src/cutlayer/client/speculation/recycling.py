@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cutlayer.client.trusted import Trusted
     from cutlayer.registry import Spec
 
-NO_TABLE: Final = "none"
+NONE: Final = "none"
 
 
 class Prior(NamedTuple):
@@ -81,7 +81,7 @@ def recycled(options: Options, trusted: Trusted, learned: Sequence[Prior], table
     lengths = range(LONGEST, 0, -1)
     sources = [Weighed(Order(candidates, n), *prior) for n, prior in zip(lengths, learned, strict=True)]
     file = find_table(fingerprint) if options.table is None else Path(options.table).expanduser()
-    if file is not None and options.table != NO_TABLE:
+    if file is not None and options.table != NONE:
         fixed = load_table(file, fingerprint, vocabulary)
         sources += [Weighed(Order(fixed, n), *prior) for n, prior in zip(lengths, table, strict=True)]
     return sources

@@ -9,6 +9,7 @@ Notation: R tokens of the head's output, r rank.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
@@ -16,12 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from cutlayer import config
 from cutlayer.client.speculation.head.network import DraftHead
 from cutlayer.errors import InputError, WeightsError
 from cutlayer.types import Cut
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from typing import Any
 
     from cutlayer.client.trusted import Trusted
@@ -67,6 +68,12 @@ def save_head(head: DraftHead, trusted: Trusted, made: dict[str, str | int | flo
         os.replace(partial, path)  # noqa: PTH105
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write {path}: {error}") from error
+
+
+def find_head(trusted: Trusted) -> Path | None:
+    """The head for this model and cut: the user's own, else one that came with the package, else None."""
+    name = Path("heads") / f"{trusted.info.fingerprint}-{trusted.cut.start}-{trusted.cut.stop}.safetensors"
+    return next((place for place in (config.home() / name, Path(__file__).parent / name) if place.is_file()), None)
 
 
 def load_head(path: Path, trusted: Trusted) -> DraftHead:

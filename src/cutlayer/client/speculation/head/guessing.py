@@ -70,7 +70,10 @@ class HeadSpeculator:
     def draft(self, ids: Sequence[int], most: int) -> Draft:
         """See `Speculator.draft`."""
         known = list(ids[self._start :])
-        if most < 1 or len(known) < 2 or self._verified[: len(known) - 1] != known[:-1]:
+        if self._verified[: len(known) - 1] != known[:-1]:  # another text, whose beginning was not shown
+            self._begin(len(ids) - 1)
+            return Draft()
+        if most < 1 or len(known) < 2:
             return Draft()
         with self._turn, torch.inference_mode():
             features, logits = self._follow(known)
@@ -85,9 +88,7 @@ class HeadSpeculator:
     def observe(self, seen: Verified) -> None:
         """See `Speculator.observe`."""
         if not self._start <= seen.base <= self._start + len(self._verified):
-            self._start = seen.base
-            self._verified, self._returned, self._read = [], [], []
-            self._cache.rollback(0)
+            self._begin(seen.base)
         del self._verified[seen.base - self._start :]
         del self._returned[seen.base - self._start :]
         self._verified += [seen.tokens[row] for row in seen.kept]
@@ -95,6 +96,12 @@ class HeadSpeculator:
 
     def close(self) -> None:
         """See `Speculator.close`."""
+
+    def _begin(self, position: int) -> None:
+        """Forget everything; what is shown next stands at `position`."""
+        self._start = position
+        self._verified, self._returned, self._read = [], [], []
+        self._cache.rollback(0)
 
     def _follow(self, known: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Bring the cache to `known`; feature [1, 1, D] and logits [R] of the last position."""
