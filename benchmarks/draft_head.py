@@ -1,10 +1,9 @@
 """Whether a draft head adds to what needs no training: tokens per round trip of its chains and trees, of `auto`, and of both.
 
-Give it a head made by ``cutlayer train-draft``, e.g. with ``--prompts benchmarks/draft_head_prompts.jsonl --corpus encyclopedia
---answers 50 --texts 300 --epochs 2``; its recipe is copied from the file to the record. Greedy, in this process,
-with the prompts of ``wan_prompts.jsonl``; every speculator gives the same answers, which is checked. Sizes are fixed, so that
-nothing depends on how fast this machine is today. Beside it stands how often one guess would be right at a temperature of 0.7, if
-it were drawn from the head's distribution, or named as its likeliest.
+Of the head that ships, or one made by ``cutlayer train-draft``; how it was made is copied from the file to the record. Greedy, in
+this process, with the prompts of ``wan_prompts.jsonl``; every speculator gives the same answers, which is checked. Sizes are
+fixed, so that nothing depends on how fast this machine is today. Beside it stands how often one guess would be right at a
+temperature of 0.7, if it were drawn from the head's distribution, or named as its likeliest.
 
 Prints and writes the record ``draft_head``.
 """
@@ -23,11 +22,12 @@ from rich.progress import track
 from cutlayer.client.connect import Client, Options
 from cutlayer.client.speculation.drafting import Drafting
 from cutlayer.client.speculation.head.examples import Example
-from cutlayer.client.speculation.head.file import load_head, read_card
+from cutlayer.client.speculation.head.file import find_head, load_head, read_card
 from cutlayer.client.speculation.head.network import DraftHead
 from cutlayer.client.speculation.head.recording import Recorder
 from cutlayer.client.speculation.head.unroll import unroll
 from cutlayer.client.speculation.speculator import build_speculator
+from cutlayer.errors import InputError
 from cutlayer.models.locate import locate
 from cutlayer.records.record import Figure, exact, new_record
 from cutlayer.server.build import build_service
@@ -59,7 +59,7 @@ class Run(NamedTuple):
 
 @app.default
 def draft_head(
-    head: Path,
+    head: Path | None = None,
     *,
     model: str = "smollm2-135m",
     cut: Annotated[str, Parameter(allow_leading_hyphen=True)] = "2:-2",
@@ -74,7 +74,7 @@ def draft_head(
     Parameters
     ----------
     head
-        File made by ``cutlayer train-draft``.
+        File made by ``cutlayer train-draft``; default: the one that ships.
     model
         Name or directory.
     cut
@@ -90,19 +90,24 @@ def draft_head(
     write
         Whether to write the record.
     """
-    path = f"head:path={head}"
-    ways = {
-        "head_chain": Way(f"{path},breadth=1,depth={chain}", chain),
-        "head_tree": Way(path, nodes),
-        "auto": Way("auto", nodes),
-        "auto_and_head": Way(f"auto:head={head}", nodes),
-    }
     prompts = read_prompts(per_type)
-    with LocalServer(build_service(locate(model), model, cut, "float32")) as server:
+    with (
+        LocalServer(build_service(locate(model), model, cut, "float32")) as server,
+        Client(server.connect, Options(model=model, speculate="off")) as client,
+    ):
+        head = head or find_head(client.trusted)
+        if head is None:
+            raise InputError(f"no draft head ships for {model} cut at {cut}; give a file")
+        path = f"head:path={head}"
+        ways = {
+            "head_chain": Way(f"{path},breadth=1,depth={chain}", chain),
+            "head_tree": Way(path, nodes),
+            "auto": Way("auto:head=none", nodes),
+            "auto_and_head": Way(f"auto:head={head}", nodes),
+        }
         runs = {name: _run(server, model, way, prompts, tokens) for name, way in ways.items()}
-        with Client(server.connect, Options(model=model, speculate="off")) as client:
-            known = len(client.parts.head.embedding())
-            right = _one_guess(load_head(head, client.trusted), runs["head_chain"].examples, known)
+        known = len(client.parts.head.embedding())
+        right = _one_guess(load_head(head, client.trusted), runs["head_chain"].examples, known)
     for name, run in runs.items():
         if run.answers != runs["auto"].answers:
             raise RuntimeError(f"{name} changed an answer")
@@ -130,7 +135,9 @@ def draft_head(
             "made": read_card(head).made,
             "text": f"{PROMPTS_OF_WAN}, the first {per_type} of every type",
             "tokens_per_prompt": tokens,
-            "ways": {name: {"spec": way.spec, "nodes": way.nodes} for name, way in ways.items()},
+            "ways": {
+                name: {"spec": way.spec.replace(str(head), head.name), "nodes": way.nodes} for name, way in ways.items()
+            },
             "temperature": TEMPERATURE,
             "tokens_per_trip": "tokens after the first over round trips after the prefill; interval: bootstrap over prompts",
         },

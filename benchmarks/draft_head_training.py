@@ -23,7 +23,7 @@ from cutlayer.client.connect import Client, Options
 from cutlayer.client.speculation.head import file as heads
 from cutlayer.client.speculation.head.checkpoint import Progress
 from cutlayer.client.speculation.head.examples import load_example
-from cutlayer.client.speculation.head.file import load_head, save_head
+from cutlayer.client.speculation.head.file import load_head, own_head, save_head
 from cutlayer.client.speculation.head.training import Recipe, train
 from cutlayer.models.locate import locate
 from cutlayer.records.record import exact, new_record
@@ -83,7 +83,7 @@ def draft_head_training(
         Bar() as bar,
     ):
         trusted = client.trusted
-        name = f"{trusted.info.fingerprint}-{trusted.cut.start}-{trusted.cut.stop}.safetensors"
+        name = own_head(trusted).name
         target = out or Path(heads.__file__).parent / "heads" / name
         target.parent.mkdir(exist_ok=True)
         task = bar.add_task("training", total=None)

@@ -21,7 +21,7 @@ _Flag = Annotated[bool, Parameter(negative=())]
 def train_draft(
     *,
     at: ConnectOptions,
-    out: Path,
+    out: Path | None = None,
     prompts: Path | None = None,
     corpus: str | None = None,
     answers: int = 400,
@@ -36,7 +36,7 @@ def train_draft(
     fresh: _Flag = False,
     json: _Flag = False,
 ) -> int:
-    """Train a draft head: a small layer on this machine that guesses at the next tokens, for --speculate head:path=FILE.
+    """Train a draft head: a small layer on this machine that guesses at the next tokens.
 
     The model answers prompts through the server and reads texts; the head learns to say what the model would. Data and
     checkpoints are kept beside FILE until it is written: run the same again after an interruption and it goes on.
@@ -46,7 +46,7 @@ def train_draft(
     at
         Server and model.
     out
-        The file to write.
+        The file to write, for --speculate auto:head=FILE. Default: where `auto` finds it for this model and cut.
     prompts
         JSON Lines of {"text": …} to answer, of at most 128 tokens each; longer ones are left out. Default: 200 questions of
         our own.
@@ -77,13 +77,17 @@ def train_draft(
     """
     from cutlayer.cli.train_draft_progress import TrainProgress
     from cutlayer.client.speculation.head.collect import answer_jobs, collect, text_jobs
-    from cutlayer.client.speculation.head.file import save_head
+    from cutlayer.client.speculation.head.file import own_head, save_head
     from cutlayer.client.speculation.head.run import Run
     from cutlayer.client.speculation.head.training import Recipe, train
 
     _check(out, answers, texts, length, sessions)
     recipe = Recipe(outputs=outputs, rank=rank, epochs=epochs, rate=rate, seed=seed).checked()
     with at.connect() as client:
+        own = own_head(client.trusted)
+        if out is None:
+            out = own
+            out.parent.mkdir(parents=True, exist_ok=True)
         jobs = [
             *answer_jobs(short_prompts(prompts, client.tokenizer), answers, length - LONGEST_PROMPT),
             *text_jobs(_texts(corpus, client.tokenizer, texts, length)),
@@ -98,6 +102,7 @@ def train_draft(
         summary = run.summary(trained)
         save_head(trained.head, client.trusted, summary, out)
         run.remove()
+    use = "auto" if out == own else f"auto:head={out}"
     if json:
         import msgspec
 
@@ -106,13 +111,13 @@ def train_draft(
         sys.stdout.write(
             f"{out}: {summary['tokens_per_trip']:.2f} tokens per round trip on held-out answers with a chain of "
             f"{recipe.depth}, {summary['tokens_per_trip_untrained']:.2f} before training\n"
-            f"Use it with --speculate head:path={out}\n"
+            f"Use it with --speculate {use}\n"
         )
     return 0
 
 
-def _check(out: Path, answers: int, texts: int, length: int, sessions: int) -> None:
-    if not out.parent.is_dir():
+def _check(out: Path | None, answers: int, texts: int, length: int, sessions: int) -> None:
+    if out is not None and not out.parent.is_dir():
         raise InputError(f"cannot write {out}: {out.parent} is no directory")
     if answers < 20:
         raise InputError(f"{answers} answers are too few to hold some back; ask for 20 or more")

@@ -72,8 +72,14 @@ def save_head(head: DraftHead, trusted: Trusted, made: dict[str, str | int | flo
 
 def find_head(trusted: Trusted) -> Path | None:
     """The head for this model and cut: the user's own, else one that came with the package, else None."""
-    name = Path("heads") / f"{trusted.info.fingerprint}-{trusted.cut.start}-{trusted.cut.stop}.safetensors"
-    return next((place for place in (config.home() / name, Path(__file__).parent / name) if place.is_file()), None)
+    own = own_head(trusted)
+    return next((place for place in (own, Path(__file__).parent / "heads" / own.name) if place.is_file()), None)
+
+
+def own_head(trusted: Trusted) -> Path:
+    """Where the user's own head for this model and cut is kept."""
+    cut = trusted.cut
+    return config.home() / "heads" / f"{trusted.info.fingerprint}-{cut.start}-{cut.stop}.safetensors"
 
 
 def load_head(path: Path, trusted: Trusted) -> DraftHead:

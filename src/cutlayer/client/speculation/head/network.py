@@ -83,7 +83,7 @@ class DraftHead(Part):
 
     @torch.no_grad()
     def folded(self, dtype: torch.dtype) -> DraftHead:
-        """This head, from now on for guessing alone: changes are part of what they change, weights in `dtype`, packed if that gains."""
+        """This head, from now on for guessing alone: its changes folded in, weights in `dtype`, packed where that gains."""
         for parent in list(self.shell.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, LowRank):
