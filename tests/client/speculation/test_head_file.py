@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from cutlayer.client.speculation.head import file as heads
 from cutlayer.client.speculation.head.file import load_head, read_card, save_head
 from cutlayer.client.speculation.head.network import DraftHead
 from cutlayer.client.speculation.speculator import build_speculator
@@ -21,7 +23,6 @@ from cutlayer.wire import frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 CARD = "cutlayer.draft_head"
 CUT = Cut(2, 4, 6)
@@ -186,3 +187,12 @@ def test_a_head_for_another_cut_of_the_same_model_is_refused(file: Path, tiny_wi
 def test_options_are_checked(trusted: Trusted, spec: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         build_speculator(spec, trusted)
+
+
+def test_heads_that_ship_say_what_they_are_for_and_are_small() -> None:
+    shipped = list((Path(heads.__file__).parent / "heads").glob("*.safetensors"))
+    assert shipped
+    for path in shipped:
+        card = read_card(path)
+        assert path.name == f"{card.fingerprint}-{card.cut.start}-{card.cut.stop}.safetensors"
+        assert path.stat().st_size <= 8 << 20

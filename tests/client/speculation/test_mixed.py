@@ -80,6 +80,8 @@ def test_the_default_takes_the_head_of_model_and_cut(real: Trusted, home: Path) 
     file.parent.mkdir()
     save_head(DraftHead(real.parts, torch.arange(50), rank=4), real, {}, file)
     assert find_head(real) == file
+    one, other = (build_speculator(f"head:path={file}", real) for _ in range(2))
+    assert vars(one)["_head"] is vars(other)["_head"], "sessions of one client share it"
     build_speculator("auto", real)
     file.write_bytes(b"nothing of the kind")
     with pytest.raises(WeightsError, match=file.name):

@@ -12,8 +12,10 @@ Notation: T tokens, D hidden size, R tokens of the head's output.
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
+from weakref import WeakKeyDictionary
 
 import msgspec
 import torch
@@ -24,7 +26,6 @@ from cutlayer.client.speculation.head.file import load_head
 from cutlayer.prefix import common_length
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Sequence
 
     from cutlayer.client.speculation.head.network import DraftHead
@@ -147,11 +148,25 @@ class _Ahead:
 
 
 class _Head:
+    """Sessions of one client share its heads, as they share its layers."""
+
+    def __init__(self) -> None:
+        self._loading = threading.Lock()
+        self._loaded: WeakKeyDictionary[Trusted, dict[tuple[Path, int], DraftHead]] = WeakKeyDictionary()
+
     def build(self, spec: Spec, trusted: Trusted) -> Speculator:
         """See `Kind.build`."""
         chosen = spec.read(_Options)
-        head = load_head(Path(chosen.path).expanduser(), trusted).folded(getattr(torch, trusted.dtype))
+        head = self._head(Path(chosen.path).expanduser(), trusted)
         return HeadSpeculator(head, trusted.turn, chosen.depth, chosen.breadth)
+
+    def _head(self, path: Path, trusted: Trusted) -> DraftHead:
+        version = path, path.stat().st_mtime_ns if path.is_file() else 0
+        with self._loading:
+            held = self._loaded.setdefault(trusted, {})
+            if version not in held:
+                held[version] = load_head(path, trusted).folded(getattr(torch, trusted.dtype))
+            return held[version]
 
 
 KIND: Final = _Head()
