@@ -80,7 +80,7 @@ def draft_table(
     finish(
         new_record(
             "draft_table", command("draft_table"),
-            {"model": model, "dtype": "bfloat16", "text": talk.described(), "measured": f"on what is held out: {measured}"},
+            {"model": model, "dtype": "bfloat16", "text": talk.described(), "held_out": measured},
             figures, {"tokens_per_answer": spoken},
         ),
         write=write,
