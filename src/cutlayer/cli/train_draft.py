@@ -85,9 +85,7 @@ def train_draft(
     recipe = Recipe(outputs=outputs, rank=rank, epochs=epochs, rate=rate, seed=seed).checked()
     with at.connect() as client:
         own = own_head(client.trusted)
-        if out is None:
-            out = own
-            out.parent.mkdir(parents=True, exist_ok=True)
+        out = out or own
         jobs = [
             *answer_jobs(short_prompts(prompts, client.tokenizer), answers, length - LONGEST_PROMPT),
             *text_jobs(_texts(corpus, client.tokenizer, texts, length)),

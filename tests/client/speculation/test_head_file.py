@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cutlayer.client.speculation.head import file as heads
-from cutlayer.client.speculation.head.file import load_head, read_card, save_head
+from cutlayer.client.speculation.head.file import find_head, load_head, own_head, read_card, save_head
 from cutlayer.client.speculation.head.network import DraftHead
 from cutlayer.client.speculation.speculator import build_speculator
 from cutlayer.client.trusted import Trusted
@@ -187,6 +187,23 @@ def test_a_head_for_another_cut_of_the_same_model_is_refused(file: Path, tiny_wi
 def test_options_are_checked(trusted: Trusted, spec: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         build_speculator(spec, trusted)
+
+
+def test_the_default_takes_the_head_of_model_and_cut(head: DraftHead, trusted: Trusted, home: Path) -> None:
+    assert find_head(trusted) is None
+    build_speculator("auto", trusted)
+    own = own_head(trusted)
+    assert own.is_relative_to(home)
+    own.parent.mkdir()
+    save_head(head, trusted, {}, own)
+    assert find_head(trusted) == own
+    one, other = (build_speculator(f"head:path={own}", trusted) for _ in range(2))
+    assert vars(one)["_head"] is vars(other)["_head"], "sessions of one client share it"
+    build_speculator("auto", trusted)
+    own.write_bytes(b"nothing of the kind")
+    with pytest.raises(WeightsError, match=own.name):
+        build_speculator("auto", trusted)
+    build_speculator("auto:head=none", trusted)
 
 
 def test_heads_that_ship_say_what_they_are_for_and_are_small() -> None:

@@ -16,7 +16,7 @@ from cutlayer.client.connect import Client, Options
 from cutlayer.client.speculation.head import training
 from cutlayer.client.speculation.head.collect import Job, answer_jobs, collect, file_of, text_jobs
 from cutlayer.client.speculation.head.examples import load_example
-from cutlayer.client.speculation.head.file import read_card
+from cutlayer.client.speculation.head.file import find_head, read_card
 from cutlayer.client.speculation.head.training import Recipe, train
 from cutlayer.errors import CutlayerError, InputError, WeightsError
 from cutlayer.server.build import build_service
@@ -165,6 +165,16 @@ class InMemory(ConnectOptions):
 @pytest.fixture
 def at(server: LocalServer, tiny_with_text: Callable[[str], Path]) -> InMemory:
     return InMemory(server="ws://127.0.0.1:1", model=str(tiny_with_text("llama")), local=server)
+
+
+def test_without_a_place_the_head_goes_where_the_default_finds_it(
+    at: InMemory, client: Client, prompts: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_draft(at=at, prompts=prompts, answers=20, texts=0, length=136, outputs=50, rank=4, epochs=1) == 0
+    found = find_head(client.trusted)
+    assert found is not None
+    assert found.parent == home / "heads"
+    assert "--speculate auto\n" in capsys.readouterr().out
 
 
 @pytest.fixture

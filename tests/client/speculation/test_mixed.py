@@ -5,24 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
-from cutlayer.client.speculation.head.file import find_head, save_head
-from cutlayer.client.speculation.head.network import DraftHead
 from cutlayer.client.speculation.mixed import Mixed
 from cutlayer.client.speculation.source import Weighed
-from cutlayer.client.speculation.speculator import build_speculator
-from cutlayer.errors import WeightsError
-from cutlayer.models.parts import load_client
-from cutlayer.types import Cut
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
-
-    from cutlayer.client.trusted import Trusted
-
-CUT = Cut(2, 4, 6)
+    from collections.abc import Mapping, Sequence
 
 
 class Counting:
@@ -55,35 +43,3 @@ def test_slow_sources_are_asked_where_the_others_are_not_sure(chance: float, ask
     assert len(quick.followed) == 1
     assert len(slow.followed) == asked
     assert (4 + 50 in draft.tokens) == bool(asked)
-
-
-@pytest.fixture
-def real(tiny: Callable[[str], Path]) -> Any:
-    """As much of a `Trusted` as a head needs."""
-    parts = load_client(tiny("llama"), CUT, torch.float32)
-
-    class Some:
-        info = type("Info", (), {"fingerprint": "f" * 32})
-        cut = CUT
-        dtype = "float32"
-        turn = None
-
-    some: Any = Some()
-    some.parts = parts
-    return some
-
-
-def test_the_default_takes_the_head_of_model_and_cut(real: Trusted, home: Path) -> None:
-    assert find_head(real) is None
-    build_speculator("auto", real)
-    file = home / "heads" / f"{'f' * 32}-2-4.safetensors"
-    file.parent.mkdir()
-    save_head(DraftHead(real.parts, torch.arange(50), rank=4), real, {}, file)
-    assert find_head(real) == file
-    one, other = (build_speculator(f"head:path={file}", real) for _ in range(2))
-    assert vars(one)["_head"] is vars(other)["_head"], "sessions of one client share it"
-    build_speculator("auto", real)
-    file.write_bytes(b"nothing of the kind")
-    with pytest.raises(WeightsError, match=file.name):
-        build_speculator("auto", real)
-    build_speculator("auto:head=none", real)

@@ -49,7 +49,7 @@ class Run:
         try:
             if fresh and folder.is_dir():
                 shutil.rmtree(folder)
-            folder.mkdir(mode=0o700, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if mark.is_file() and mark.read_text() != digest:
                 raise InputError(f"{folder} is of a run with other settings; repeat those, or discard it with --fresh")
             mark.write_text(digest)
