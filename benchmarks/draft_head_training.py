@@ -9,6 +9,7 @@ Writes src/cutlayer/client/speculation/head/heads/FINGERPRINT-START-STOP.safeten
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -70,7 +71,7 @@ def draft_head_training(
     rate
         Highest learning rate.
     out
-        The file to write; default: that of the package.
+        The file to write; default: that of the package, without a record one beside the conversations.
     write
         Whether to write the record.
     """
@@ -84,19 +85,21 @@ def draft_head_training(
     ):
         trusted = client.trusted
         name = own_head(trusted).name
-        target = out or Path(heads.__file__).parent / "heads" / name
+        target = out or (Path(heads.__file__).parent / "heads" if write else talk.folder) / name
         target.parent.mkdir(exist_ok=True)
         task = bar.add_task("training", total=None)
 
         def report(step: int, steps: int, progress: Progress) -> None:
             bar.update(task, completed=step, total=steps, description=f"{max(progress.acceptance):.2f} tokens per trip")
 
+        checkpoint = talk.folder / f"{name}.{_digest(recipe, talk, held)}.checkpoint"
         started = time.perf_counter()
-        trained = train(trusted, learned, kept_out, recipe, talk.folder / f"{name}.{rank}.{outputs}.checkpoint", report)
+        trained = train(trusted, learned, kept_out, recipe, checkpoint, report)
         seconds = time.perf_counter() - started
-        tokens = sum(len(load_example(path).ids) - int(load_example(path).answer) for path in learned)
+        tokens = sum(len(example.ids) - int(example.answer) for example in map(load_example, learned))
         save_head(trained.head, trusted, {"tokens": tokens, "texts": len(learned), "steps": trained.steps}, target)
         load_head(target, trusted)
+        checkpoint.unlink()
     figures = {
         "heldout_tokens_per_trip": exact(trained.best, "tokens/trip", len(kept_out)),
         "heldout_tokens_per_trip_untrained": exact(trained.acceptance[0], "tokens/trip", len(kept_out)),
@@ -109,10 +112,16 @@ def draft_head_training(
     config_ = {
         "model": model, "cut": cut, "dtype": "bfloat16", "text": talk.described(), "recipe": msgspec.to_builtins(recipe),
         "heldout_tokens_per_trip": f"chains of {recipe.depth} likeliest guesses", "threads": torch.get_num_threads(),
+        "training_s": "since the last interruption",
         "load_average": os.getloadavg(),
     }  # fmt: skip
     samples = {"heldout_tokens_per_trip": trained.acceptance, "losses": trained.losses}
     finish(new_record("draft_head_training", command("draft_head_training"), config_, figures, samples), write=write)
+
+
+def _digest(recipe: Recipe, talk: SelfTalk, held: int) -> str:
+    """A training of other settings is not gone on with."""
+    return hashlib.sha256(msgspec.json.encode((recipe, talk.batches, held))).hexdigest()[:8]
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def draft_table(
     batches
         Of conversations, the one that is held out included.
     out
-        The file to write; default: that of the package.
+        The file to write; default: that of the package, without a record one beside the conversations.
     write
         Whether to write the record.
     """
@@ -72,7 +72,7 @@ def draft_table(
     figures["conversations"] = exact(len(spoken), "count")
     figures["tokens"] = exact(sum(spoken), "tokens")
     figures["contexts"] = exact(len(table.tensors["context_keys"]), "count")
-    target = out or Path(tables.__file__).parent / "tables" / f"{name}.safetensors"
+    target = out or (Path(tables.__file__).parent / "tables" if write else talk.folder) / f"{name}.safetensors"
     save_table(table, name, target)
     load_table(target, name, vocabulary)
     figures["file_bytes"] = exact(target.stat().st_size, "bytes")
