@@ -1,7 +1,7 @@
-"""What packing bfloat16 weights gains: time of steps of one row to many, packed, plain and packed without filling up rows in
-turn, and how far the states of each are from those of float32.
+"""What packing bfloat16 weights gains: time of steps of one row to many, plain, packed as it ships, and packed with rows filled up
+where it ships without, or the reverse, in turn; and how far the states of each are from those of float32.
 
-Prints and writes the record ``packed``.
+Prints and writes the record ``packed``, on a processor without tiles ``packed_without_tiles``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.progress import track
 
 from cutlayer.models.family import read_config
 from cutlayer.models.locate import locate
-from cutlayer.models.packed import FILLED
+from cutlayer.models.packed import FILLED, FILLED_WITH_TILES
 from cutlayer.models.pages import PagePool, PageTable
 from cutlayer.models.parts import load_body
 from cutlayer.models.ragged import Chunk, RaggedBody
@@ -28,7 +28,9 @@ from report import command, finish
 
 app = App(help=__doc__)
 
-TIMED = ("plain", "packed", "unfilled")
+_OTHER = "unfilled" if FILLED else "filled"
+_OTHERWISE = range(0) if FILLED else FILLED_WITH_TILES
+TIMED = ("plain", "packed", _OTHER)
 STEPS = 3
 """Of one body in a row."""
 
@@ -92,7 +94,7 @@ def packed(
         for _ in track(range(rounds), description=f"{count} rows"):
             step, found = states(count), {}
             for name in TIMED:
-                filled = () if name == "unfilled" else FILLED
+                filled = _OTHERWISE if name == _OTHER else FILLED
                 ragged, table = runs["plain" if name == "plain" else "packed"]
                 with patch("cutlayer.models.packed.FILLED", filled):
                     for _ in range(STEPS):  # the last is timed: a server has one body, whose weights caches partly hold
@@ -109,14 +111,14 @@ def packed(
         for name, own in taken.items():
             samples[f"{name}_ms_{count}"] = own
             figures[f"{name}_ms_{count}"] = median(own, "ms")
-        for other in ("plain", *(["unfilled"] if count in FILLED else [])):
+        for other in ("plain", *([_OTHER] if count in FILLED_WITH_TILES else [])):
             ratios = [a / b for a, b in zip(taken["packed"], taken[other], strict=True)]
             figures[f"packed_over_{other}_{count}"] = median(ratios, "ratio")
     for name, own in errors.items():
         samples[f"{name}_error"] = own
         figures[f"{name}_error"] = median(own, "relative")
     record = new_record(
-        "packed",
+        "packed" if FILLED else "packed_without_tiles",
         command("packed"),
         {
             "model": model, "cut": str(span), "dtype": "bfloat16", "context": context, "rounds": rounds,

@@ -5,7 +5,7 @@ numbers computed with stay the same; how much faster steps are is in `benchmarks
 measured and stay plain.
 
 Where the matrix units have tiles (AMX), oneDNN serves 17 to 32 rows of packed weights more slowly than 33, so they are filled up
-to 33. A step of speculation has about so many. Without tiles time grows with the rows, and none are added.
+to 33. A step of speculation has about so many. Without tiles that would be slower (`packed_without_tiles.json`).
 
 Footgun: nothing can be differentiated through a packed layer. The server's layers and the client's tail are packed; through the
 head some defences differentiate. What has to be trained is `unpack`ed first.
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 _ROWS: Final = 16
 """Rows the layout is chosen for: one tile of the matrix units. The record says how it serves one row, and a hundred."""
 _has_tiles: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-FILLED: Final = range(17, 33) if _has_tiles() else range(0)
+FILLED_WITH_TILES: Final = range(17, 33)
+FILLED: Final = FILLED_WITH_TILES if _has_tiles() else range(0)
 """Numbers of rows that are filled up to one more than all of them."""
 _OPERATORS: Final = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
 
