@@ -1,5 +1,5 @@
-"""What packing bfloat16 weights gains: time of steps of one row to many, plain, packed as it ships, and packed with rows filled up
-where it ships without, or the reverse, in turn; and how far the states of each are from those of float32.
+"""What packing bfloat16 weights gains: time of steps of one row to many, plain, packed as it ships, and packed with rows filled
+up where it ships without, or the reverse, in turn; and how far the states of each are from those of float32.
 
 Prints and writes the record ``packed``, on a processor without tiles ``packed_without_tiles``.
 """
