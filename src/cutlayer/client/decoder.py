@@ -105,11 +105,11 @@ class _Trip:
             self.base,
             self.tokens[: self.rows],
             self.parents[: self.rows],
-            torch.cat([part.logits for part in self.arrived]),
+            _joined([part.logits for part in self.arrived]),
             kept,
             States(
-                torch.cat([part.states.leaving for part in self.arrived]),
-                torch.cat([part.states.returned for part in self.arrived]),
+                _joined([part.states.leaving for part in self.arrived]),
+                _joined([part.states.returned for part in self.arrived]),
             ),
         )
 
@@ -374,3 +374,8 @@ class Decoder:
                 f"{len(ids)} more tokens do not fit: the session holds {len(self.ids)} of "
                 f"{self._remote.max_positions}; shorten the prompt or raise the server's --max-positions"
             )
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One after the other; not copied if there is one, as most round trips have."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
