@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 MOST_NODES: Final = 63
 """Guesses sent along at most: with the token they follow 64 rows, which a server runs in one piece."""
-_FEWEST_DRAFTED: Final = 8
-"""Guesses made however few were sent before: fewer would not tell when more begin to pay."""
+_FURTHER: Final = 8
+"""Guesses made beyond as many as were sent before: fewer would not tell when more begin to pay."""
 
 
 class Drafting:
@@ -69,7 +69,7 @@ class Drafting:
         elif self._speculator.adaptive:
             now = best_size(draft, self._time)
             draft = draft.first(now + self._time.idle_rows())
-            self._reach = max(2 * len(draft), _FEWEST_DRAFTED)
+            self._reach = len(draft) + _FURTHER
         else:
             now = len(draft)
         self.seconds += time.perf_counter() - started

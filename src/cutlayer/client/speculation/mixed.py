@@ -13,10 +13,10 @@ from cutlayer.client.speculation.growth import HORIZON, grow
 from cutlayer.client.speculation.mixture import Mixture
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from cutlayer.client.speculation.draft import Draft
-    from cutlayer.client.speculation.source import Weighed
+    from cutlayer.client.speculation.source import Source, Weighed
     from cutlayer.client.speculation.speculator import Verified
 
 
@@ -55,12 +55,13 @@ class Mixed:
         self._ids, self._verified = list(ids), list(ids[:-1])
         for source in self._quick:
             source.follow(ids)
-        draft = grow(ids, self._propose, most)
+        heard = _Heard(self._mixture, self._quick, self._slow)
+        draft = grow(ids, heard.quickly, most)
         if not self._slow or expected_tokens(draft)[-1] >= _FAR:
             return draft
         for source in self._slow:
             source.follow(ids)
-        return grow(ids, self._propose, most)
+        return grow(ids, heard.fully, most)
 
     def observe(self, seen: Verified) -> None:
         """See `Speculator.observe`."""
@@ -78,9 +79,6 @@ class Mixed:
         for source in self._sources:
             source.close()
 
-    def _propose(self, context: tuple[int, ...]) -> Iterable[tuple[int, float]]:
-        return self._mixture.chances([source.propose(context) for source in self._sources]).items()
-
     def _weigh(self, ids: Sequence[int]) -> None:
         """Adapt the mixture to the tokens that have come to `ids` since the last draft."""
         known = len(self._ids)
@@ -96,3 +94,36 @@ class Mixed:
             for source in self._sources:
                 source.learn(*self._untaught)
             self._untaught = None
+
+
+class _Heard:
+    """What the sources say while one draft is made; the second tree mostly asks what the first one did.
+
+    Args:
+        mixture: weighs them.
+        quick: asked about every context, once.
+        slow: asked by `fully` as well.
+    """
+
+    def __init__(self, mixture: Mixture, quick: Sequence[Source], slow: Sequence[Source]) -> None:
+        self._mixture = mixture
+        self._quick = quick
+        self._slow = slow
+        self._said: dict[tuple[int, ...], tuple[list[Mapping[int, float]], dict[int, float]]] = {}
+        """Opinions of the quick ones, and the chances that follow from those alone."""
+
+    def quickly(self, context: tuple[int, ...]) -> Iterable[tuple[int, float]]:
+        """Chances by the quick ones."""
+        return self._of_quick(context)[1].items()
+
+    def fully(self, context: tuple[int, ...]) -> Iterable[tuple[int, float]]:
+        """Chances by all."""
+        opinions, chances = self._of_quick(context)
+        further = [source.propose(context) for source in self._slow]
+        return (self._mixture.chances([*opinions, *further]) if any(further) else chances).items()
+
+    def _of_quick(self, context: tuple[int, ...]) -> tuple[list[Mapping[int, float]], dict[int, float]]:
+        if context not in self._said:
+            opinions = [source.propose(context) for source in self._quick]
+            self._said[context] = opinions, self._mixture.chances([*opinions, *({} for _ in self._slow)])
+        return self._said[context]

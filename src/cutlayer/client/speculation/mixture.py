@@ -15,7 +15,8 @@ Footgun: chances are conditional on the context being right, as `Draft` wants th
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +29,26 @@ _LEAST: Final = 0.002
 _UNNAMED: Final = 0.05
 """Share of that for any one token another source names."""
 _CERTAIN: Final = 0.999
+
+
+class _Terms(NamedTuple):
+    """Logarithms: of what a source leaves to all tokens it did not name, of what to one of them, and of how much more it gives to
+    each it did name."""
+
+    left: float
+    unnamed: float
+    named: list[tuple[int, float]]
+
+
+class Opinion(dict[int, float]):
+    """Tokens that may follow, with probabilities. A source that says the same again keeps it: its logarithms are taken once."""
+
+    @cached_property
+    def terms(self) -> _Terms:
+        """What the mixture adds up."""
+        left = max(1 - sum(self.values()), _LEAST)
+        unnamed = math.log(_UNNAMED * left)
+        return _Terms(math.log(left), unnamed, [(token, math.log(p) - unnamed) for token, p in self.items()])
 
 
 class Mixture:
@@ -63,10 +84,9 @@ class Mixture:
         for i, opinion in enumerate(opinions):
             if not opinion:
                 continue
-            left, unnamed = _left(opinion)
+            left, unnamed, more = _terms(opinion)
             shown = math.log(opinion[token]) if token in opinion else unnamed if named else left
-            expected = none * left + (1 - none) * unnamed
-            expected += sum(chances[known] * (math.log(p) - unnamed) for known, p in opinion.items())
+            expected = none * left + (1 - none) * unnamed + sum(chances[known] * extra for known, extra in more)
             self._weights[i] += _RATE * (shown - expected)
             self._doubts[i] += _RATE * surprise
 
@@ -77,11 +97,11 @@ class Mixture:
         for opinion, weight, doubt in zip(opinions, self._weights, self._doubts, strict=True):
             if not opinion:
                 continue
-            left, unnamed = _left(opinion)
+            left, unnamed, named = _terms(opinion)
             none += doubt + weight * left
             floor += weight * unnamed
-            for token, p in opinion.items():
-                scores[token] = scores.get(token, 0.0) + weight * (math.log(p) - unnamed)
+            for token, extra in named:
+                scores[token] = scores.get(token, 0.0) + weight * extra
         if not scores:
             return {}, 1.0
         top = max(none, floor + max(scores.values()))
@@ -90,7 +110,5 @@ class Mixture:
         return {token: power / total for token, power in powers.items()}, math.exp(none - top) / total
 
 
-def _left(opinion: Mapping[int, float]) -> tuple[float, float]:
-    """Logarithms of what a source leaves to all tokens it did not name, and to one of them."""
-    left = max(1 - sum(opinion.values()), _LEAST)
-    return math.log(left), math.log(_UNNAMED * left)
+def _terms(opinion: Mapping[int, float]) -> _Terms:
+    return (opinion if isinstance(opinion, Opinion) else Opinion(opinion)).terms
