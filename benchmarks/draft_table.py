@@ -22,9 +22,9 @@ from rich.progress import track
 from transformers import AutoModelForCausalLM
 
 from cutlayer.client.speculation import table as tables
-from cutlayer.client.speculation.contexts import LONGEST
+from cutlayer.client.speculation.contexts import LongestKnown
 from cutlayer.client.speculation.head.examples import load_example
-from cutlayer.client.speculation.table import CandidateTable, Entry, build, entries_of, load_table, save_table
+from cutlayer.client.speculation.table import LONGEST, CandidateTable, Entry, build, entries_of, load_table, save_table
 from cutlayer.models.locate import fingerprint, locate
 from cutlayer.records.record import Figure, exact, new_record, proportion
 from cutlayer.text.tokenizer import Message, Tokenizer
@@ -103,16 +103,17 @@ def _every_token(model: Any, tokenizer: Tokenizer, vocabulary: int, size: int = 
 
 
 def _measure(table: CandidateTable, held: Sequence[Path]) -> dict[str, Figure]:
+    longest = LongestKnown(table)
     first = any_ = known = total = 0
     for example in map(load_example, held):
         ids = example.ids.tolist()
         for at in range(int(example.answer), len(ids)):
             context = tuple(ids[at - LONGEST : at])
-            pair = table.get(context)
-            candidates = pair or table.get(context[-1:])
+            several = longest.propose(context)
+            candidates = several or table.get(context[-1:])
             first += next(iter(candidates), None) == ids[at]
             any_ += ids[at] in candidates
-            known += bool(pair)
+            known += bool(several)
             total += 1
     counts = {"heldout_first": first, "heldout_any": any_, "heldout_context_known": known}
     return {name: proportion(count, total) for name, count in counts.items()}

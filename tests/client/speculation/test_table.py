@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutlayer.client.speculation import table as module
+from cutlayer.client.speculation.contexts import LongestKnown
 from cutlayer.client.speculation.speculator import build_speculator
-from cutlayer.client.speculation.table import Entry, build, entries_of, find_table, load_table, save_table
+from cutlayer.client.speculation.table import (
+    LONGEST,
+    Entry,
+    build,
+    entries_of,
+    find_table,
+    load_table,
+    save_table,
+    shared_table,
+)
 from cutlayer.client.speculation.tensor_file import Purpose, pack
 from cutlayer.errors import InputError
 
@@ -45,7 +56,7 @@ def test_what_was_said_is_averaged() -> None:
 def test_any_table_comes_back(contexts: list[list[int]], token: int) -> None:
     table = build([Entry(context, [token], [0.5]) for context in contexts], V)
     for context in contexts:
-        for length in range(1, min(2, len(context)) + 1):
+        for length in range(1, min(LONGEST, len(context)) + 1):
             assert table.get(tuple(context[-length:])) == {token: 127 / 255}
 
 
@@ -68,6 +79,26 @@ def test_the_most_frequent_contexts_fit(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert (tmp_path / "t").stat().st_size <= module.MAX_BYTES
 
 
+def test_contexts_that_say_nothing_new_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 4096 + 24 * V + 28 * 2)
+    same = [
+        Entry([a, 1, 5], [2], [0.5]) for a in range(4) for _ in range(9)
+    ]  # 2 follows 5 and 1, 5, whatever came before
+    table = build([*same, Entry([7, 8, 5], [3], [0.5]), Entry([9, 6], [4], [0.5]), Entry([3, 6], [1], [0.5])], V)
+    assert table.get((8, 5)) == {3: 127 / 255}
+    assert not any(table.get((a, 1, 5)) for a in range(4))
+
+
+def test_the_longest_context_known_is_asked() -> None:
+    source = LongestKnown(
+        build([Entry([1, 2, 3, 4], [5], [0.5]), Entry([9, 3, 4], [6], [0.5]), Entry([4], [7], [1.0])], V)
+    )
+    assert source.propose((8, 1, 2, 3, 4)) == {5: 127 / 255}
+    assert source.propose((8, 9, 3, 4)) == {6: 127 / 255}
+    assert set(source.propose((8, 3, 4))) == {5, 6}
+    assert source.propose((8, 4)) == {} == source.propose((4,))  # one token is another source's
+
+
 def test_tokens_outside_the_vocabulary_are_no_entries() -> None:
     with pytest.raises(InputError, match="outside the vocabulary"):
         build([Entry([1], [V], [0.5])], V)
@@ -85,6 +116,16 @@ def test_it_warms_a_cold_session(toy: Any, trusted: Any, home: Path) -> None:
         warm = model.speculative(build_speculator(kind, trusted), [1, 2], 40)
         assert cold.tokens == warm.tokens == model.sequential([1, 2], 40)
         assert warm.trips < 0.6 * cold.trips
+
+
+def test_sessions_share_a_table_until_its_file_changes(tmp_path: Path) -> None:
+    file = tmp_path / "table.safetensors"
+    save_table(build(entries(), V), FINGERPRINT, file)
+    table = shared_table(file, FINGERPRINT, V)
+    assert shared_table(file, FINGERPRINT, V) is table
+    save_table(build(entries()[:1], V), FINGERPRINT, file)
+    os.utime(file, (1, 1))
+    assert shared_table(file, FINGERPRINT, V) is not table
 
 
 def changed(name: str, change: Callable[[Any], Any]) -> bytes:
@@ -162,4 +203,4 @@ def test_other_dtypes_are_refused(dtype: str, tmp_path: Path) -> None:
 
 def test_a_text_has_an_entry_for_every_position_of_the_answer() -> None:
     made = list(entries_of([5, 6, 7, 8], [[1], [2], [3], [4]], [[0.1], [0.2], [0.3], [0.4]], first=1))
-    assert made == [Entry([5, 6], [2], [0.2]), Entry([6, 7], [3], [0.3]), Entry([7, 8], [4], [0.4])]
+    assert made == [Entry([5, 6], [2], [0.2]), Entry([5, 6, 7], [3], [0.3]), Entry([5, 6, 7, 8], [4], [0.4])]

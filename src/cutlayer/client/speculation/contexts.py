@@ -59,3 +59,28 @@ class Order:
         """See `Source.close`."""
         if self._length == self._known.longest:
             self._known.close()
+
+
+class LongestKnown:
+    """The longest context of two tokens and more that something is known about, as a source.
+
+    Args:
+        known: read, and never taught.
+    """
+
+    def __init__(self, known: Contexts) -> None:
+        self._known = known
+
+    def follow(self, ids: Sequence[int]) -> None:
+        """See `Source.follow`."""
+
+    def propose(self, context: tuple[int, ...]) -> Mapping[int, float]:
+        """See `Source.propose`."""
+        lengths = range(min(self._known.longest, len(context)), 1, -1)
+        return next(filter(None, (self._known.get(context[-length:]) for length in lengths)), {})
+
+    def learn(self, seen: Verified, contexts: Sequence[tuple[int, ...]]) -> None:
+        """See `Source.learn`. It learns nothing."""
+
+    def close(self) -> None:
+        """See `Source.close`."""

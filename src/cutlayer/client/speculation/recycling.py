@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 import msgspec
 
 from cutlayer.client.speculation.candidates import Candidates
-from cutlayer.client.speculation.contexts import LONGEST, Order
+from cutlayer.client.speculation.contexts import LONGEST, LongestKnown, Order
 from cutlayer.client.speculation.mixed import Mixed
 from cutlayer.client.speculation.profile import ProfileCandidates
 from cutlayer.client.speculation.source import Weighed
-from cutlayer.client.speculation.table import find_table, load_table
+from cutlayer.client.speculation.table import find_table, shared_table
 from cutlayer.client.speculation.template import StaticRecycling
 from cutlayer.errors import InputError
 
@@ -67,7 +67,7 @@ def recycled(options: Options, trusted: Trusted, learned: Sequence[Prior], table
         options: which profile and table.
         trusted: the model.
         learned: priors of the candidates, by length of context, longest first.
-        table: priors of the table, likewise.
+        table: priors of the table: of its longest context known, and of the last token.
 
     Raises:
         InputError: the profile has no name that can be, or the table cannot be used.
@@ -78,12 +78,12 @@ def recycled(options: Options, trusted: Trusted, learned: Sequence[Prior], table
         if options.profile is None
         else ProfileCandidates(LONGEST, options.profile, fingerprint, vocabulary)
     )
-    lengths = range(LONGEST, 0, -1)
-    sources = [Weighed(Order(candidates, n), *prior) for n, prior in zip(lengths, learned, strict=True)]
+    sources = [Weighed(Order(candidates, LONGEST - i), *prior) for i, prior in enumerate(learned)]
     file = find_table(fingerprint) if options.table is None else Path(options.table).expanduser()
     if file is not None and options.table != NONE:
-        fixed = load_table(file, fingerprint, vocabulary)
-        sources += [Weighed(Order(fixed, n), *prior) for n, prior in zip(lengths, table, strict=True)]
+        fixed = shared_table(file, fingerprint, vocabulary)
+        longer, single = table
+        sources += [Weighed(LongestKnown(fixed), *longer), Weighed(Order(fixed, 1), *single)]
     return sources
 
 

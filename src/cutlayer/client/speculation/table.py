@@ -1,23 +1,28 @@
 """A read-only table of what a model says after short contexts, made once from what the model itself wrote.
 
 One safetensors file: for every token of the vocabulary the likeliest next ones (`token_ids`, `token_chances` [V, K]), and for
-the most frequent contexts of two tokens the same under a 32-bit hash (`context_keys` [C], ascending, `context_ids`,
-`context_chances` [C, K]). Chances are in 255ths. The file names the model by its fingerprint. The one that comes
-with the package holds nothing a user ever wrote; one made from answers to a user's prompts is the user's alone.
+contexts of two to four tokens the same under a 32-bit hash (`context_keys` [C], ascending, `context_ids`, `context_chances`
+[C, K]). Chances are in 255ths. The file names the model by its fingerprint. The one that comes with the package holds nothing a
+user ever wrote; one made from answers to a user's prompts is the user's alone.
+
+Of the longer contexts those are kept that say most beyond what the context shorter by one token says (after Stolcke 1998,
+"Entropy-based pruning of backoff language models").
 
 Notation: V vocabulary, K candidates, C contexts.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from cutlayer import config
-from cutlayer.client.speculation.contexts import LONGEST
+from cutlayer.client.speculation.mixture import Opinion
 from cutlayer.client.speculation.tensor_file import Purpose, pack, replace, require, unpack
 from cutlayer.errors import InputError
 from cutlayer.wire.private_files import PUBLIC
@@ -34,6 +39,12 @@ MAX_BYTES: Final = 8 << 20
 _KIND, _VERSION = "candidate-table", "1"
 WIDTH: Final = 8
 """K"""
+LONGEST: Final = 4
+"""Tokens of the longest context."""
+_UNNAMED: Final = 1e-3
+"""Chance taken for a token that a shorter context does not name."""
+_READ: Final = 1 << 14
+"""Contexts whose candidates are held ready."""
 _SCALE: Final = 255
 _HEADER_BYTES: Final = 4096
 _TENSORS: Final = ("token_ids", "token_chances", "context_keys", "context_ids", "context_chances")
@@ -72,16 +83,20 @@ class CandidateTable:
     ) -> None:
         tensors = (token_ids, token_chances, context_keys, context_ids, context_chances)
         self.tensors = dict(zip(_TENSORS, tensors, strict=True))
+        self._ready = lru_cache(_READ)(self._look_up)
 
-    def get(self, context: tuple[int, ...]) -> dict[int, float]:
+    def get(self, context: tuple[int, ...]) -> Opinion:
         """Candidates after a context of 1 … `LONGEST` tokens; empty if it holds none."""
+        return self._ready(context)
+
+    def _look_up(self, context: tuple[int, ...]) -> Opinion:
         tensors = self.tensors
         if len(context) == 1:
             return _read(tensors["token_ids"], tensors["token_chances"], context[0])
         keys, key = tensors["context_keys"], _hash(context)
         at = int(np.searchsorted(keys, np.uint32(key)))
         if at == len(keys) or int(keys[at]) != key:
-            return {}
+            return Opinion()
         return _read(tensors["context_ids"], tensors["context_chances"], at)
 
     def learn(self, seen: Verified, contexts: Sequence[tuple[int, ...]]) -> None:
@@ -107,7 +122,7 @@ def entries_of(
 
 
 def build(entries: Iterable[Entry], vocabulary: int) -> CandidateTable:
-    """Average what the model said after each context; of the longer contexts the most frequent ones are kept.
+    """Average what the model said after each context; of the longer contexts as many are kept as fit.
 
     Args:
         entries: any number; they are read once. Each distinct context takes about a kilobyte while the table is made.
@@ -133,9 +148,9 @@ def build(entries: Iterable[Entry], vocabulary: int) -> CandidateTable:
     if room < 0:
         raise InputError(f"a table for a vocabulary of {vocabulary} does not fit into {MAX_BYTES} bytes")
     longer: dict[int, tuple[int, ...]] = {}
-    for context, _ in counts.most_common():
-        if len(context) > 1 and len(longer) < room:
-            longer.setdefault(_hash(context), context)  # of two with one hash the more frequent
+    several = [context for context in counts if len(context) > 1]
+    for context in sorted(several, key=lambda context: _worth(context, sums, counts), reverse=True)[:room]:
+        longer.setdefault(_hash(context), context)  # of two with one hash the one worth more
     keys = sorted(longer)
     tokens = [(token,) for token in range(vocabulary)]
     return CandidateTable(
@@ -171,6 +186,15 @@ def save_table(table: CandidateTable, fingerprint: str, file: Path, mode: int = 
     replace(file, pack(table.tensors, Purpose(_KIND, _VERSION, fingerprint)), mode)
 
 
+def shared_table(file: Path, fingerprint: str, vocabulary: int) -> CandidateTable:
+    """As `load_table`; sessions share what was read, as long as the file does not change.
+
+    Raises:
+        InputError: as `load_table`.
+    """
+    return _load(file, file.stat().st_mtime_ns if file.is_file() else 0, fingerprint, vocabulary)
+
+
 def load_table(file: Path, fingerprint: str, vocabulary: int) -> CandidateTable:
     """Read the table of a model.
 
@@ -199,6 +223,24 @@ def load_table(file: Path, fingerprint: str, vocabulary: int) -> CandidateTable:
     return CandidateTable(*(tensors[name] for name in _TENSORS))
 
 
+def _worth(
+    context: tuple[int, ...], sums: Mapping[tuple[int, ...], Mapping[int, float]], counts: Mapping[tuple[int, ...], int]
+) -> tuple[float, int]:
+    """Nats that a context said beyond the one shorter by a token, over all the times it came; then how often it came."""
+    shorter, count = context[1:], counts[context]
+    beyond = 0.0
+    for token, total in sums[context].items():
+        if total > 0:
+            expected = max(sums[shorter].get(token, 0.0) / counts[shorter], _UNNAMED)
+            beyond += total * math.log(total / count / expected)
+    return beyond, count
+
+
+@lru_cache(maxsize=2)
+def _load(file: Path, changed: int, fingerprint: str, vocabulary: int) -> CandidateTable:
+    return load_table(file, fingerprint, vocabulary)
+
+
 def _written(
     contexts: Sequence[tuple[int, ...]],
     sums: Mapping[tuple[int, ...], Mapping[int, float]],
@@ -215,9 +257,9 @@ def _written(
     return ids, chances
 
 
-def _read(ids: npt.NDArray[Any], chances: npt.NDArray[Any], row: int) -> dict[int, float]:
+def _read(ids: npt.NDArray[Any], chances: npt.NDArray[Any], row: int) -> Opinion:
     pairs = zip(ids[row].tolist(), chances[row].tolist(), strict=True)
-    return {token: chance / _SCALE for token, chance in pairs if chance}
+    return Opinion({token: chance / _SCALE for token, chance in pairs if chance})
 
 
 def _hash(context: tuple[int, ...]) -> int:
