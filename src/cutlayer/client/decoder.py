@@ -205,7 +205,7 @@ class Decoder:
                         rows = self._logits(returned.hidden, all_rows=every is not None)  # [T, V] or [1, V]
                         client += time.perf_counter() - begun
                         server += returned.compute_us * 1e-6
-                        logits = rows[-1]
+                        logits = rows[-1].float()
                         if every is not None:
                             states = States(chunk.leaving, returned.hidden)
                             every(
@@ -265,7 +265,7 @@ class Decoder:
         while row >= trip.rows:
             self._receive(trip)
         part = next(part for part in trip.arrived if row < part.first + len(part.logits))
-        return part.logits[row - part.first]
+        return part.logits[row - part.first].float()
 
     def keep(self, rows: Sequence[int]) -> Verified:
         """Of the rows being verified keep those of a path that begins with row 0; the others are forgotten.
@@ -361,7 +361,7 @@ class Decoder:
         inputs = hidden.to(self._device, self._dtype).unsqueeze(0)  # [1, T, D]
         with self._turn:
             logits: torch.Tensor = self._parts.tail(inputs, self._tail_cache, 0 if all_rows else 1, backs)[0]
-        return logits.float().cpu()
+        return logits.cpu()
 
     def _check(self, ids: Sequence[int]) -> None:
         if not ids:

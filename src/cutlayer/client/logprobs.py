@@ -56,7 +56,7 @@ class PromptLogprobs:
 
 
 def _rows(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[Logprobs]:
-    logprobs = logits.log_softmax(-1)  # [T, V]
+    logprobs = logits.float().log_softmax(-1)  # [T, V]
     chosen = logprobs.gather(1, torch.tensor(tokens).unsqueeze(1)).squeeze(1).tolist()  # [T]
     likeliest = logprobs.topk(min(top, logits.shape[1]))
     return [

@@ -80,19 +80,24 @@ def likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Ten
     Exact: the K highest lie in the K blocks of highest maximum. 64 rows of 49,152 take 6 ms on one core, `softmax` and `topk` 15.
 
     Args:
-        logits: [T, V].
+        logits: [T, V] of any floating dtype; probabilities are in float32.
         count: K, at most V.
     """
     rows, vocabulary = logits.shape
-    # A few rows at a time stay in the processor's cache.
-    normaliser = torch.cat([few.logsumexp(-1, keepdim=True) for few in torch.split(logits, 2)])  # [T, 1]
     whole = vocabulary - vocabulary % _BLOCK
-    if whole < count * _BLOCK:
+    in_blocks = whole >= count * _BLOCK
+    normalisers, maxima = [], []
+    for few in torch.split(logits, 2):  # a few rows at a time stay in the processor's cache
+        exact = few.float()
+        normalisers.append(exact.logsumexp(-1, keepdim=True))
+        if in_blocks:
+            maxima.append(exact[:, :whole].view(len(few), -1, _BLOCK).amax(-1))
+    normaliser = torch.cat(normalisers)  # [T, 1]
+    if not in_blocks:
         values, tokens = logits.topk(min(count, vocabulary))  # [T, K]
-        return tokens, (values - normaliser).exp()
-    maxima = logits[:, :whole].view(rows, -1, _BLOCK).amax(-1)  # [T, V/B]
-    starts = maxima.topk(count).indices[:, :, None] * _BLOCK  # [T, K, 1]
+        return tokens, (values.float() - normaliser).exp()
+    starts = torch.cat(maxima).topk(count).indices[:, :, None] * _BLOCK  # [T, K, 1] of [T, V/B]
     inside, rest = torch.arange(_BLOCK), torch.arange(whole, vocabulary)
     places = torch.cat([(starts + inside).flatten(1), rest.expand(rows, -1)], dim=1)  # [T, K·B + V mod B]
     values, at = logits.gather(1, places).topk(count)
-    return places.gather(1, at), (values - normaliser).exp()
+    return places.gather(1, at), (values.float() - normaliser).exp()

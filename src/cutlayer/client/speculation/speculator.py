@@ -39,7 +39,8 @@ class Verified(NamedTuple):
     parents: Sequence[int]
     """[T], the row each one follows; −1 for the first, which follows position `base` − 1."""
     logits: torch.Tensor
-    """[T, V], float32 on the CPU, before penalties and temperature: what the model would say after each row."""
+    """[T, V] on the CPU, before penalties and temperature: what the model would say after each row. In the dtype they were
+    computed in: to copy those of a large tree to float32 takes longer than what is done with them."""
     kept: Sequence[int]
     """The rows that turned out right, a path that begins with row 0; of a prompt, all."""
     states: States

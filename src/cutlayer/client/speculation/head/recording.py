@@ -42,7 +42,7 @@ class Recorder:
         """See `Speculator.observe`."""
         self._guessing.observe(seen)
         rows = list(seen.kept)
-        best = seen.logits[rows].softmax(-1).topk(min(LIKELIEST, seen.logits.shape[1]))
+        best = seen.logits[rows].float().softmax(-1).topk(min(LIKELIEST, seen.logits.shape[1]))
         self._parts.append(
             (
                 torch.tensor([seen.tokens[row] for row in rows], dtype=torch.int32),
