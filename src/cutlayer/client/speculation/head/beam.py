@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import torch
 
-_FLOOR: Final = 0.01
+_FLOOR: Final = 0.05
 """Chance of being reached below which no node is gone on from: its children would not pay for the call."""
 
 
