@@ -223,6 +223,8 @@ def wan(
         parts = ()
         width = read_config(locate(model)).hidden_size
         _add_heldout(study, CODECS.get(LOSSLESS_FOR[check_dtype(dtype)]).row_bytes(width))
+        for shape in (_HEADLINE, *_OTHERS):
+            _add_ratios(study, _label(shape), shape == _HEADLINE)
         study.save()
     if "acceptance" in parts:
         study.save(tokens=tokens, prompts_each=each, dtype="float32")
@@ -312,7 +314,7 @@ def _speed(study: Study, loads: Sequence[_Load], dtype: str) -> None:
                 [round(value, 5) for value in trip] for answer in given for trip in answer.trips
             ]
             study.figures[f"{label}_{name}_tokens_per_s"] = _ratio_of_sums(given)
-        _add_ratios(study, label, answers, shape == _HEADLINE)
+        _add_ratios(study, label, shape == _HEADLINE)
         rtt_s, bytes_per_s = shape.rtt_ms / 1e3, shape.bytes_per_s
         study.figures[f"{label}_fraction_of_model"] = _fraction(answers["auto"], rtt_s, bytes_per_s, row_bytes)
         study.save()
@@ -347,16 +349,19 @@ def _add_heldout(study: Study, row_bytes: int) -> None:
             study.figures[f"{name}_worst"] = exact(max(errors.values()), "relative", len(errors))
 
 
-def _add_ratios(study: Study, label: str, answers: dict[str, list[Answer]], headline: bool) -> None:
+def _add_ratios(study: Study, label: str, headline: bool) -> None:
     """Of the same prompts in the same run."""
 
-    def speedup(over: str, kind: str | None = None) -> Figure:
-        pairs = [
-            (tokens_per_s([a]) / tokens_per_s([b]))
-            for a, b in zip(answers["auto"], answers[over], strict=True)
-            if kind in (None, a.type)
-        ]
-        return _mean(pairs, "ratio")
+    def seconds(spec: str) -> dict[str, float]:
+        """Of each prompt, per token."""
+        kept = study.samples[f"{label}_{_name(spec, 0.0)}"]
+        return {prompt: seconds / (tokens - 1) for prompt, tokens, _, seconds, *_ in kept}
+
+    default = seconds("auto")
+
+    def speedup(over: str, kind: str = "") -> Figure:
+        slower = seconds(over)
+        return _mean([slower[prompt] / took for prompt, took in default.items() if prompt.startswith(kind)], "ratio")
 
     study.figures[f"{label}_speedup_over_sequential"] = speedup("off")
     kinds = {kind: speedup("off", kind) for kind in TYPES}
@@ -364,9 +369,15 @@ def _add_ratios(study: Study, label: str, answers: dict[str, list[Answer]], head
         study.figures[f"{label}_{kind}_speedup_over_sequential"] = figure
     study.figures[f"{label}_slowest_type_over_sequential"] = min(kinds.values(), key=lambda figure: figure.value)
     if headline:
-        best = max(_CUNNINGHAM, key=lambda spec: tokens_per_s(answers[spec]))
         study.figures["speedup_over_sequential_80ms"] = study.figures[f"{label}_speedup_over_sequential"]
+        together = {spec: study.figures[f"{label}_{_name(spec, 0.0)}_tokens_per_s"].value for spec in _CUNNINGHAM}
+        best = max(together, key=together.__getitem__)
         study.figures["speedup_over_cunningham_80ms"] = speedup(best)
+        study.figures["speedup_over_cunningham_80ms_together"] = ratio(
+            list(seconds(best).values()), list(default.values()), "ratio"
+        )
+        for spec in _CUNNINGHAM:
+            study.figures[f"speedup_over_{_name(spec, 0.0)}_80ms"] = speedup(spec)
         study.samples["best_cunningham"] = [best]
 
 

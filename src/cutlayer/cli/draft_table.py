@@ -32,7 +32,7 @@ def draft_table(
     out: Path | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Have the model answer prompts through the server, and note what it finds likely after every one and two tokens.
+    """Have the model answer prompts through the server, and note what it finds likely after one to four tokens.
 
     The table is used from then on wherever this model is asked with --speculate auto or recycling. What it holds is guessed
     in every conversation: give no prompts whose answers the server must not learn of. Answers are kept until the table is
@@ -88,7 +88,7 @@ def draft_table(
 
         sys.stdout.write(msgspec.json.encode(noted).decode() + "\n")
     else:
-        sys.stdout.write(f"{target}: {noted['contexts']} contexts of two tokens, from {len(jobs)} answers\n")
+        sys.stdout.write(f"{target}: {noted['contexts']} contexts of two to four tokens, from {len(jobs)} answers\n")
     return 0
 
 
