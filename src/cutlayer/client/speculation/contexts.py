@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from cutlayer.client.speculation.speculator import Verified
 
 LONGEST: Final = 2
-"""Tokens of the longest context that is kept. Three bring nothing beside lookup, and cost a third of the time."""
+"""Tokens of the longest context that sessions learn. Three bring nothing beside lookup, and cost a third of the time."""
 
 
 class Contexts(Protocol):
