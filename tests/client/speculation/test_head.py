@@ -79,6 +79,12 @@ def paths(draft: Draft) -> Iterator[list[int]]:
         yield path
 
 
+@pytest.fixture(autouse=True)
+def every_guess_is_gone_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads drawn at random are sure of nothing, and would stop early."""
+    monkeypatch.setattr("cutlayer.client.speculation.head.beam._FLOOR", 0.0)
+
+
 @pytest.mark.parametrize(
     "family", ["llama", "llama-tied", "qwen2", "gemma2", "gemma3_text", "phi3", "gpt_neox", "mixtral", "cohere"]
 )
