@@ -223,7 +223,7 @@ def wan(
         parts = ()
         width = read_config(locate(model)).hidden_size
         _add_heldout(study, CODECS.get(LOSSLESS_FOR[check_dtype(dtype)]).row_bytes(width))
-        for shape in (_HEADLINE, *_OTHERS):
+        for shape in filter(study.trips, (_HEADLINE, *_OTHERS)):
             _add_ratios(study, _label(shape), shape == _HEADLINE)
         study.save()
     if "acceptance" in parts:

@@ -77,7 +77,7 @@ class Candidates:
 def likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens of highest probability and their probabilities, each [T, K], likeliest first.
 
-    Exact: the K highest lie in the K blocks of highest maximum. 64 rows of 49,152 take 6 ms on one core, `softmax` and `topk` 15.
+    Exact: the K highest lie in the K blocks of highest maximum, so no more than those are searched.
 
     Args:
         logits: [T, V] of any floating dtype; probabilities are in float32.

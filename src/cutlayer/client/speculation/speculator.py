@@ -40,7 +40,7 @@ class Verified(NamedTuple):
     """[T], the row each one follows; −1 for the first, which follows position `base` − 1."""
     logits: torch.Tensor
     """[T, V] on the CPU, before penalties and temperature: what the model would say after each row. In the dtype they were
-    computed in: to copy those of a large tree to float32 takes longer than what is done with them."""
+    computed in: few of them are needed in float32, and those of a large tree are megabytes to copy."""
     kept: Sequence[int]
     """The rows that turned out right, a path that begins with row 0; of a prompt, all."""
     states: States
