@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cutlayer.client.speculation.mixed import Mixed
+from cutlayer.client.speculation.mixture import NOTHING, Opinion
 from cutlayer.client.speculation.source import Weighed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 
 class Counting:
@@ -25,8 +26,8 @@ class Counting:
     def follow(self, ids: Sequence[int]) -> None:
         self.followed.append(list(ids))
 
-    def propose(self, context: tuple[int, ...]) -> Mapping[int, float]:
-        return {context[-1] + self.step: self.chance} if self.followed else {}
+    def propose(self, context: tuple[int, ...]) -> Opinion:
+        return Opinion({context[-1] + self.step: self.chance}) if self.followed else NOTHING
 
     def learn(self, seen: Any, contexts: Any) -> None:
         self.learned += 1

@@ -8,15 +8,15 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutlayer.client.speculation.mixture import Mixture
+from cutlayer.client.speculation.mixture import NOTHING, Mixture, Opinion
 
 OPINION = st.dictionaries(st.integers(0, 9), st.floats(1e-4, 1.0), max_size=6).map(
-    lambda named: {token: p / max(1.0, sum(named.values())) for token, p in named.items()}
+    lambda named: Opinion({token: p / max(1.0, sum(named.values())) for token, p in named.items()})
 )
 
 
 @given(st.lists(st.tuples(OPINION, OPINION, OPINION, st.integers(0, 9)), max_size=40))
-def test_chances_stay_chances(stream: list[tuple[dict[int, float], dict[int, float], dict[int, float], int]]) -> None:
+def test_chances_stay_chances(stream: list[tuple[Opinion, Opinion, Opinion, int]]) -> None:
     mixture = Mixture([0.9, 0.4, 0.1], [-3.0, 0.0, 0.5], 1.0)
     for *opinions, token in stream:
         chances = mixture.chances(opinions)
@@ -32,8 +32,8 @@ def test_chances_become_true() -> None:
     for claim, truth in ((0.9, 0.5), (0.2, 0.9)):
         mixture = Mixture([1.0], [0.0], 0.0)
         for _ in range(3000):
-            mixture.learn([{1: claim}], 1 if draw.random() < truth else 2)
-        assert abs(mixture.chances([{1: claim}])[1] - truth) < 0.1
+            mixture.learn([Opinion({1: claim})], 1 if draw.random() < truth else 2)
+        assert abs(mixture.chances([Opinion({1: claim})])[1] - truth) < 0.1
 
 
 def test_the_better_source_wins() -> None:
@@ -41,13 +41,13 @@ def test_the_better_source_wins() -> None:
     mixture = Mixture([0.5, 0.5], [0.0, 0.0], 0.0)
     for _ in range(2000):
         right, wrong = draw.sample(range(9), 2)
-        mixture.learn([{right: 0.6}, {wrong: 0.6}], right)
-    chances = mixture.chances([{1: 0.6}, {2: 0.6}])
+        mixture.learn([Opinion({right: 0.6}), Opinion({wrong: 0.6})], right)
+    chances = mixture.chances([Opinion({1: 0.6}), Opinion({2: 0.6})])
     assert chances[1] > 0.8
     assert chances[2] < 0.05
 
 
 def test_what_a_sure_source_rules_out_stays_out() -> None:
     mixture = Mixture([0.9, 0.4], [0.0, 0.0], 0.0)
-    alone = mixture.chances([{}, {2: 0.5}])[2]
-    assert mixture.chances([{1: 0.95}, {2: 0.5}])[2] < alone / 4
+    alone = mixture.chances([NOTHING, Opinion({2: 0.5})])[2]
+    assert mixture.chances([Opinion({1: 0.95}), Opinion({2: 0.5})])[2] < alone / 4

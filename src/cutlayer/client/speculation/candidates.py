@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from cutlayer.client.speculation.mixture import NOTHING, Opinion
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -36,14 +38,14 @@ class Candidates:
 
     def __init__(self, longest: int) -> None:
         self.longest = longest
-        self._held: dict[tuple[int, ...], dict[int, float]] = {}
+        self._held: dict[tuple[int, ...], Opinion] = {}
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def get(self, context: tuple[int, ...]) -> Mapping[int, float]:
+    def get(self, context: tuple[int, ...]) -> Opinion:
         """Candidates after exactly this context, likeliest first; empty if it was never verified."""
-        return self._held.get(context, {})
+        return self._held.get(context, NOTHING)
 
     def learn(self, seen: Verified, contexts: Sequence[tuple[int, ...]]) -> None:
         """Take in every row, rejected ones too: the model was asked, and what it said is true."""
@@ -64,12 +66,12 @@ class Candidates:
             candidates = {token: p for token, p in best if p >= _LEAST}
         elif len(self._held) >= CAPACITY:
             del self._held[next(iter(self._held))]
-        self._held[context] = dict(candidates)
+        self._held[context] = Opinion(candidates)
 
     def close(self) -> None:
         """The session is over."""
 
-    def __iter__(self) -> Iterator[tuple[tuple[int, ...], dict[int, float]]]:
+    def __iter__(self) -> Iterator[tuple[tuple[int, ...], Opinion]]:
         """Contexts and their candidates, those verified last at the end."""
         return iter(self._held.items())
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from cutlayer.client.speculation.mixture import NOTHING
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cutlayer.client.speculation.mixture import Opinion
     from cutlayer.client.speculation.speculator import Verified
 
 LONGEST: Final = 2
@@ -18,7 +21,7 @@ class Contexts(Protocol):
 
     longest: int
 
-    def get(self, context: tuple[int, ...]) -> Mapping[int, float]:
+    def get(self, context: tuple[int, ...]) -> Opinion:
         """What may follow exactly this context, likeliest first; empty if nothing is known."""
         ...
 
@@ -46,9 +49,9 @@ class Order:
     def follow(self, ids: Sequence[int]) -> None:
         """See `Source.follow`."""
 
-    def propose(self, context: tuple[int, ...]) -> Mapping[int, float]:
+    def propose(self, context: tuple[int, ...]) -> Opinion:
         """See `Source.propose`."""
-        return self._known.get(context[-self._length :]) if len(context) >= self._length else {}
+        return self._known.get(context[-self._length :]) if len(context) >= self._length else NOTHING
 
     def learn(self, seen: Verified, contexts: Sequence[tuple[int, ...]]) -> None:
         """See `Source.learn`."""
@@ -74,10 +77,10 @@ class LongestKnown:
     def follow(self, ids: Sequence[int]) -> None:
         """See `Source.follow`."""
 
-    def propose(self, context: tuple[int, ...]) -> Mapping[int, float]:
+    def propose(self, context: tuple[int, ...]) -> Opinion:
         """See `Source.propose`."""
         lengths = range(min(self._known.longest, len(context)), 1, -1)
-        return next(filter(None, (self._known.get(context[-length:]) for length in lengths)), {})
+        return next(filter(None, (self._known.get(context[-length:]) for length in lengths)), NOTHING)
 
     def learn(self, seen: Verified, contexts: Sequence[tuple[int, ...]]) -> None:
         """See `Source.learn`. It learns nothing."""

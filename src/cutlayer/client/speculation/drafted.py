@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from cutlayer.client.speculation.growth import HORIZON
+from cutlayer.client.speculation.mixture import NOTHING, Opinion
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from cutlayer.client.speculation.speculator import Speculator, Verified
 
@@ -24,7 +25,7 @@ class Drafted:
 
     def __init__(self, speculator: Speculator) -> None:
         self._speculator = speculator
-        self._followers: dict[tuple[int, ...], dict[int, float]] = {}
+        self._followers: dict[tuple[int, ...], Opinion] = {}
 
     def follow(self, ids: Sequence[int]) -> None:
         """See `Source.follow`."""
@@ -33,12 +34,12 @@ class Drafted:
         contexts: list[tuple[int, ...]] = []
         for token, parent, chance in zip(draft.tokens, draft.parents, draft.chances, strict=True):
             context = tuple(ids[-HORIZON:]) if parent < 0 else contexts[parent]
-            self._followers.setdefault(context, {})[token] = chance
+            self._followers.setdefault(context, Opinion())[token] = chance
             contexts.append((*context, token)[-HORIZON:])
 
-    def propose(self, context: tuple[int, ...]) -> Mapping[int, float]:
+    def propose(self, context: tuple[int, ...]) -> Opinion:
         """See `Source.propose`."""
-        return self._followers.get(context, {})
+        return self._followers.get(context, NOTHING)
 
     def learn(self, seen: Verified, contexts: Sequence[tuple[int, ...]]) -> None:
         """See `Source.learn`."""

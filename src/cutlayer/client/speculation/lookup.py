@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from cutlayer.client.speculation.mixed import Mixed
+from cutlayer.client.speculation.mixture import NOTHING, Opinion
 from cutlayer.client.speculation.source import Weighed
 from cutlayer.client.speculation.suffixes import Suffixes
 
@@ -39,14 +40,14 @@ class Lookup:
         """See `Source.follow`."""
         self._suffixes.follow(ids)
 
-    def propose(self, context: tuple[int, ...]) -> dict[int, float]:
+    def propose(self, context: tuple[int, ...]) -> Opinion:
         """See `Source.propose`."""
         matches = self._suffixes.matches(context)[:_MATCHES]
         if not matches:
-            return {}
+            return NOTHING
         # Measured on answers of SmolLM2-135M: right 49 % of the time for a match of 2, 68 % of 3, 78 % of 5, 96 % of 20 and more.
         left = 1 / matches[0].length
-        proposals = {matches[0].token: 1 - left}
+        proposals = Opinion({matches[0].token: 1 - left})
         for rank, match in enumerate(matches[1:], 1):
             proposals[match.token] = left * _OTHERS / rank
         return proposals

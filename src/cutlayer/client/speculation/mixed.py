@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 from cutlayer.client.speculation.draft import expected_tokens
 from cutlayer.client.speculation.growth import HORIZON, grow
-from cutlayer.client.speculation.mixture import Mixture
+from cutlayer.client.speculation.mixture import NOTHING, Mixture
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from cutlayer.client.speculation.draft import Draft
+    from cutlayer.client.speculation.mixture import Opinion
     from cutlayer.client.speculation.source import Source, Weighed
     from cutlayer.client.speculation.speculator import Verified
 
@@ -109,7 +110,7 @@ class _Heard:
         self._mixture = mixture
         self._quick = quick
         self._slow = slow
-        self._said: dict[tuple[int, ...], tuple[list[Mapping[int, float]], dict[int, float]]] = {}
+        self._said: dict[tuple[int, ...], tuple[list[Opinion], dict[int, float]]] = {}
         """Opinions of the quick ones, and the chances that follow from those alone."""
 
     def quickly(self, context: tuple[int, ...]) -> Iterable[tuple[int, float]]:
@@ -122,8 +123,8 @@ class _Heard:
         further = [source.propose(context) for source in self._slow]
         return (self._mixture.chances([*opinions, *further]) if any(further) else chances).items()
 
-    def _of_quick(self, context: tuple[int, ...]) -> tuple[list[Mapping[int, float]], dict[int, float]]:
+    def _of_quick(self, context: tuple[int, ...]) -> tuple[list[Opinion], dict[int, float]]:
         if context not in self._said:
             opinions = [source.propose(context) for source in self._quick]
-            self._said[context] = opinions, self._mixture.chances([*opinions, *({} for _ in self._slow)])
+            self._said[context] = opinions, self._mixture.chances([*opinions, *(NOTHING for _ in self._slow)])
         return self._said[context]

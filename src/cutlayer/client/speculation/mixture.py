@@ -19,9 +19,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    Opinions = Sequence[Mapping[int, float]]
+    from collections.abc import Sequence
 
 _RATE: Final = 0.02
 _LEAST: Final = 0.002
@@ -41,7 +39,8 @@ class _Terms(NamedTuple):
 
 
 class Opinion(dict[int, float]):
-    """Tokens that may follow, with probabilities. A source that says the same again keeps it: its logarithms are taken once."""
+    """What a source says of a context: tokens that may follow, with probabilities in (0, 1] of sum at most 1. Empty: it knows
+    nothing about this context. Logarithms are taken once: it is not changed after it was first asked for."""
 
     @cached_property
     def terms(self) -> _Terms:
@@ -49,6 +48,9 @@ class Opinion(dict[int, float]):
         left = max(1 - sum(self.values()), _LEAST)
         unnamed = math.log(_UNNAMED * left)
         return _Terms(math.log(left), unnamed, [(token, math.log(p) - unnamed) for token, p in self.items()])
+
+
+NOTHING: Final = Opinion()
 
 
 class Mixture:
@@ -65,7 +67,7 @@ class Mixture:
         self._doubts = list(doubts)
         self._doubt = doubt
 
-    def chances(self, opinions: Opinions) -> dict[int, float]:
+    def chances(self, opinions: Sequence[Opinion]) -> dict[int, float]:
         """Tokens that may follow and their chances, of sum below 1.
 
         Args:
@@ -73,7 +75,7 @@ class Mixture:
         """
         return {token: min(chance, _CERTAIN) for token, chance in self._mixed(opinions)[0].items()}
 
-    def learn(self, opinions: Opinions, token: int) -> None:
+    def learn(self, opinions: Sequence[Opinion], token: int) -> None:
         """The next token was `token`: one step along the gradient of its log-chance."""
         chances, none = self._mixed(opinions)
         if not chances:
@@ -84,20 +86,20 @@ class Mixture:
         for i, opinion in enumerate(opinions):
             if not opinion:
                 continue
-            left, unnamed, more = _terms(opinion)
+            left, unnamed, more = opinion.terms
             shown = math.log(opinion[token]) if token in opinion else unnamed if named else left
             expected = none * left + (1 - none) * unnamed + sum(chances[known] * extra for known, extra in more)
             self._weights[i] += _RATE * (shown - expected)
             self._doubts[i] += _RATE * surprise
 
-    def _mixed(self, opinions: Opinions) -> tuple[dict[int, float], float]:
+    def _mixed(self, opinions: Sequence[Opinion]) -> tuple[dict[int, float], float]:
         """Probability of each token named, and of none of them."""
         scores: dict[int, float] = {}
         none, floor = self._doubt, 0.0
         for opinion, weight, doubt in zip(opinions, self._weights, self._doubts, strict=True):
             if not opinion:
                 continue
-            left, unnamed, named = _terms(opinion)
+            left, unnamed, named = opinion.terms
             none += doubt + weight * left
             floor += weight * unnamed
             for token, extra in named:
@@ -108,7 +110,3 @@ class Mixture:
         powers = {token: math.exp(score + floor - top) for token, score in scores.items()}
         total = sum(powers.values()) + math.exp(none - top)
         return {token: power / total for token, power in powers.items()}, math.exp(none - top) / total
-
-
-def _terms(opinion: Mapping[int, float]) -> _Terms:
-    return (opinion if isinstance(opinion, Opinion) else Opinion(opinion)).terms

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
+    from cutlayer.client.speculation.mixture import Opinion
     from cutlayer.client.speculation.speculator import Verified
 
 
@@ -20,8 +21,8 @@ class Source(Protocol):
         """Prompt and answer are now `ids`; guesses after them are asked for next."""
         ...
 
-    def propose(self, context: tuple[int, ...]) -> Mapping[int, float]:
-        """Tokens that may follow, with probabilities in (0, 1] of sum at most 1. Empty: it knows nothing about this context.
+    def propose(self, context: tuple[int, ...]) -> Opinion:
+        """What it says of a context.
 
         Args:
             context: the last tokens, guessed ones included; at most `growth.HORIZON`.

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from cutlayer import config
-from cutlayer.client.speculation.mixture import Opinion
+from cutlayer.client.speculation.mixture import NOTHING, Opinion
 from cutlayer.client.speculation.tensor_file import Purpose, pack, replace, require, unpack
 from cutlayer.errors import InputError
 from cutlayer.wire.private_files import PUBLIC
@@ -96,7 +96,7 @@ class CandidateTable:
         keys, key = tensors["context_keys"], _hash(context)
         at = int(np.searchsorted(keys, np.uint32(key)))
         if at == len(keys) or int(keys[at]) != key:
-            return Opinion()
+            return NOTHING
         return _read(tensors["context_ids"], tensors["context_chances"], at)
 
     def learn(self, seen: Verified, contexts: Sequence[tuple[int, ...]]) -> None:
